@@ -1,0 +1,403 @@
+"""Data sets -> pictures and targets; transforms; loaders.
+
+    data = load("voc2007", root, "train")    .classes, .paths, .targets (N, K): 1 yes, 0 no, -1 not judged
+    for images, targets in loader(data, ...):   images uint8 (B, 3, H, W); `normalize` on the device
+
+Splits are train and test everywhere. Every random choice of a sample comes from (seed, epoch, index),
+so the number of workers changes nothing, and a run can be repeated or resumed exactly.
+
+Run: python data.py --data NAME --root DIR [--verify]    the table that one wants before training
+"""
+import argparse
+import csv
+import json
+import os
+import sys
+from concurrent.futures import ThreadPoolExecutor
+from contextlib import contextmanager
+from dataclasses import dataclass
+from functools import partial
+from pathlib import Path
+
+import numpy as np
+import torch
+import torchvision
+from PIL import Image, ImageChops, ImageDraw
+from torchvision.io import ImageReadMode, decode_jpeg
+from torchvision.transforms import v2
+
+
+class InputError(Exception):
+    """Bad input; the message names the file, the row and the remedy."""
+
+
+@contextmanager
+def reading(file, remedy):
+    """Whatever is wrong with `file` inside this block becomes one clear InputError."""
+    try:
+        yield
+    except FileNotFoundError:
+        raise InputError(f"{file} is missing: {remedy}") from None
+    except KeyError as error:
+        raise InputError(f"{file}: no {error}: {remedy}") from error
+    except (OSError, RuntimeError, ValueError, TypeError, SyntaxError, csv.Error,
+            Image.DecompressionBombError) as error:
+        raise InputError(f"{file}: {str(error).splitlines()[0]:.300}: {remedy}") from error
+
+
+@dataclass
+class Dataset:
+    """One split, held as arrays: worker processes share them, where they would copy Python objects."""
+    classes: list[str]
+    paths: np.ndarray  # (N,) of numpy's variable-width strings
+    targets: np.ndarray  # (N, K) int8: 1 yes, 0 no, -1 not judged
+
+    def __len__(self):
+        return len(self.paths)
+
+    def picture(self, index):
+        """uint8 (3, H, W)"""
+        return read_picture(self.paths[index])
+
+
+def read_picture(path):
+    """uint8 (3, H, W), RGB. EXIF rotation is not applied, as in the field's released codes."""
+    with reading(path, "`python data.py --verify` lists such pictures; replace or unlist them"):
+        data = np.fromfile(path, np.uint8)
+        if data[:3].tobytes() == b"\xff\xd8\xff":
+            picture = decode_jpeg(torch.from_numpy(data), ImageReadMode.UNCHANGED)
+            if len(picture) == 3:  # the same values as Pillow's, sooner
+                return picture
+        with Image.open(path) as image:  # grey, CMYK, palette, PNG, WebP, ...
+            if image.mode.startswith("I;16"):  # Pillow would clip 16 bits at 255: take the high byte
+                image = Image.fromarray((np.asarray(image) >> 8).astype(np.uint8))
+            return torch.from_numpy(np.array(image.convert("RGB"))).permute(2, 0, 1)
+
+
+def strings(values):
+    return np.array(list(values), np.dtypes.StringDType())
+
+
+# ------------------------------------------------------------------------------------------ scenes
+
+
+def outline(corners, inner=1.0, turn=0.0):
+    """Corners (n, 2) of a star in the unit circle; every second one lies at radius `inner`."""
+    angle = (np.arange(corners) + turn) * 2 * np.pi / corners
+    radius = np.where(np.arange(corners) % 2, inner, 1.0)
+    return np.stack([radius * np.sin(angle), -radius * np.cos(angle)], 1)
+
+
+COLOURS = {"red": (214, 48, 49), "green": (46, 160, 67), "blue": (52, 101, 210),
+           "yellow": (235, 196, 40)}
+SHAPES = {"circle": outline(16), "square": outline(4, turn=0.5), "triangle": outline(3),
+          "star": outline(10, 0.42), "cross": np.array(
+              [(-1, -3), (1, -3), (1, -1), (3, -1), (3, 1), (1, 1), (1, 3), (-1, 3), (-1, 1),
+               (-3, 1), (-3, -1), (-1, -1)]) / 3}
+PALETTE = [*COLOURS.values(), (150, 150, 150), (240, 240, 240), (30, 30, 30), (165, 80, 200),
+           (235, 130, 60), (90, 200, 210)]  # the last six are no class
+SIDE, GRID = 128, 6  # picture side; shapes lie in different cells of a GRID x GRID raster
+NOISE = Image.fromarray(
+    np.random.default_rng(0).integers(0, 49, (2 * SIDE, 2 * SIDE, 3), dtype=np.uint8))
+
+
+class Scenes(Dataset):
+    """Synthetic pictures, drawn when asked for; a path is scenes/SEED/NUMBER."""
+
+    def picture(self, index):
+        return torch.from_numpy(draw_scene(*self.paths[index].split("/")[1:])[0]).permute(2, 0, 1)
+
+
+def scene_labels(rng):
+    return rng.integers(len(COLOURS) * len(SHAPES), size=rng.integers(1, 6))
+
+
+def draw_scene(seed, number):
+    """Picture uint8 (SIDE, SIDE, 3) and boxes [(class, x0, y0, x1, y1)]; depends on nothing else.
+
+    One to five small shapes, among shapes in colours that are no class and lines in all colours.
+    """
+    rng = np.random.default_rng((int(seed), int(number)))
+    labels = scene_labels(rng)  # drawn first: load_scenes needs no more than these
+    image = Image.fromarray(rng.integers(40, 216, (3, 3, 3), dtype=np.uint8))
+    image = image.resize((SIDE, SIDE), Image.BILINEAR)
+    draw = ImageDraw.Draw(image)
+    start, turn = SIDE * rng.random((10, 2)), 2 * np.pi * rng.random((10, 1))
+    length = rng.integers(8, 38, (10, 1))
+    lines = np.hstack([start, start + length * np.hstack([np.sin(turn), np.cos(turn)])]).tolist()
+    for i, colour in enumerate(rng.integers(len(PALETTE), size=10)):
+        draw.line(lines[i], PALETTE[colour], 1 + i % 3)
+    count = 7 + len(labels)
+    colour = np.hstack([rng.integers(len(COLOURS), len(PALETTE), 7), labels // len(SHAPES)])
+    shape = np.hstack([rng.integers(len(SHAPES), size=7), labels % len(SHAPES)])
+    cell = rng.permutation(GRID * GRID)[:count]
+    centre = np.stack([cell % GRID, cell // GRID], 1) + rng.uniform(0.3, 0.7, (count, 2))
+    size, turn = rng.uniform(6, 11, count), rng.uniform(-0.35, 0.35, count)  # pixels, radians
+    cos, sin = size * np.cos(turn), size * np.sin(turn)
+    shapes, boxes = list(SHAPES.values()), []
+    for i in range(count):
+        points = shapes[shape[i]] @ [[cos[i], sin[i]], [-sin[i], cos[i]]] + centre[i] * SIDE / GRID
+        draw.polygon(points.ravel().tolist(), PALETTE[colour[i]])
+        if i >= 7:
+            boxes.append((int(labels[i - 7]), *points.min(0), *points.max(0)))
+    x, y = rng.integers(SIDE, size=2).tolist()
+    noise = NOISE.crop((x, y, x + SIDE, y + SIDE))  # 0..48, added around zero
+    return np.array(ImageChops.add(image, noise, 1, -24)), boxes
+
+
+def load_scenes(root, split):
+    seed, count = {"train": (0, 4000), "test": (1, 1000)}[split]
+    targets = np.zeros((count, len(COLOURS) * len(SHAPES)), np.int8)
+    for i in range(count):
+        targets[i, scene_labels(np.random.default_rng((seed, i)))] = 1
+    return Scenes([f"{colour} {shape}" for colour in COLOURS for shape in SHAPES],
+                  strings(f"scenes/{seed}/{i}" for i in range(count)), targets)
+
+
+# --------------------------------------------------------------------------------------- real data
+
+
+def csv_rows(file):
+    """Header and rows; every row as long as the header, which names `image` and some labels."""
+    with reading(file, "a csv data set is ROOT/train.csv and ROOT/test.csv in UTF-8, their header "
+                       "`image` (a path relative to ROOT), then the labels, each once"):
+        with open(file, newline="", encoding="utf-8-sig") as lines:
+            header, *rows = [row for row in csv.reader(lines, strict=True) if row] or [[]]
+        if "image" not in header or len(set(header)) < len(header):
+            raise ValueError(f"row 1: {header[:8]} has no `image`, or a name twice")
+        if len(header) == 1:
+            raise ValueError("row 1: no label columns")
+        for number, row in enumerate(rows, 2):
+            if len(row) != len(header):
+                raise ValueError(f"row {number}: {len(row)} fields, the header has {len(header)}")
+    return header, rows
+
+
+def load_csv(root, split):
+    """Column `image`, then one column per label, or one column `labels`: names separated by ;"""
+    file = root / f"{split}.csv"
+    header, rows = csv_rows(file)
+    first, first_rows = csv_rows(root / "train.csv") if split == "test" else (header, rows)
+    image, classes = header.index("image"), [name for name in first if name != "image"]
+    with reading(file, "columns and labels must be train.csv's; a value is 1, 0, -1 or empty"):
+        if set(header) != set(first):
+            raise ValueError(f"row 1: {sorted(set(header) ^ set(first))} is in one file only")
+        if classes == ["labels"]:
+            def names(row, column):
+                return {name.strip() for name in row[column].split(";")} - {""}
+            classes = sorted(set().union(*(names(row, first.index("labels")) for row in first_rows)))
+            column = {name: k for k, name in enumerate(classes)}
+            targets = np.zeros((len(rows), len(classes)), np.int8)
+            for i, row in enumerate(rows):
+                for name in names(row, 1 - image):
+                    if name not in column:
+                        raise ValueError(f"row {i + 2}: label {name!r} is not in train.csv")
+                    targets[i, column[name]] = 1
+        else:
+            values, codes = bytearray(), {"1": 1, "0": 0, "-1": 255, "": 255}
+            columns = [header.index(name) for name in classes]
+            for i, row in enumerate(rows):
+                try:
+                    values.extend([codes[row[k].strip()] for k in columns])
+                except KeyError as error:
+                    raise ValueError(f"row {i + 2}: {error} is no value") from None
+            targets = np.frombuffer(values, np.int8).reshape(len(rows), len(classes))
+    return Dataset(classes, strings(f"{root}/{row[image]}" for row in rows), targets)
+
+
+VOC = ("aeroplane bicycle bird boat bottle bus car cat chair cow diningtable dog horse motorbike "
+       "person pottedplant sheep sofa train tvmonitor").split()
+
+
+def load_voc(root, split, year, test):
+    """Difficult (0 in the lists): negative in training, not judged in the test, as CSRA has it."""
+    name = test if split == "test" else {"test": "trainval", "val": "train"}[test]
+    folder, columns = root / "VOCdevkit" / f"VOC{year}", {}
+    codes = {"1": 1, "-1": 0, "0": 0 if split == "train" else -1}
+    for label in VOC:
+        file = folder / "ImageSets" / "Main" / f"{label}_{name}.txt"
+        with reading(file, f"--root must hold the whole VOCdevkit/VOC{year}; --download fetches it"):
+            lines = [line.split() for line in file.read_text("utf-8").splitlines() if line.strip()]
+            for number, line in enumerate(lines, 1):
+                if len(line) != 2 or line[1] not in codes:
+                    raise ValueError(f"row {number}: {line} is not a picture and 1, -1 or 0")
+            columns[label] = {picture: codes[value] for picture, value in lines}
+            if columns[label].keys() != columns[VOC[0]].keys() or len(columns[label]) < len(lines):
+                raise ValueError(f"not the pictures of {VOC[0]}_{name}.txt, each once")
+    pictures = list(columns[VOC[0]])
+    targets = np.array([[columns[label][p] for label in VOC] for p in pictures], np.int8)
+    return Dataset(VOC, strings(f"{folder}/JPEGImages/{p}.jpg" for p in pictures), targets)
+
+
+def load_coco(root, split, year):
+    """Category ids, 1..90 with holes, in ascending order become columns 0..79."""
+    name = {"train": "train", "test": "val"}[split] + year
+    file = root / "annotations" / f"instances_{name}.json"
+    with reading(file, f"unpack http://images.cocodataset.org/zips/{name}.zip and /annotations/"
+                       f"annotations_trainval{year}.zip from there in {root}"):
+        content = json.loads(file.read_text("utf-8"))
+        names = {category["id"]: str(category["name"]) for category in content["categories"]}
+        column = {number: k for k, number in enumerate(sorted(names))}
+        row = {image["id"]: i for i, image in enumerate(content["images"])}
+        targets = np.zeros((len(content["images"]), len(column)), np.int8)
+        for box in content["annotations"]:
+            targets[row[box["image_id"]], column[box["category_id"]]] = 1
+        paths = strings(f"{root}/{name}/{image['file_name']}" for image in content["images"])
+        if len(row) < len(paths):
+            raise ValueError("an image id occurs twice")
+    return Dataset([names[number] for number in column], paths, targets)
+
+
+SETS = {"scenes": load_scenes, "csv": load_csv, "voc2007": partial(load_voc, year=2007, test="test"),
+        "voc2012": partial(load_voc, year=2012, test="val"),  # its test labels are on a server
+        "coco2014": partial(load_coco, year="2014"), "coco2017": partial(load_coco, year="2017")}
+
+
+def load(name, root=None, split="train", *, drop_unlabelled=False, download=False, check=True):
+    """One split as a Dataset. `drop_unlabelled` leaves out pictures without any label, `download`
+    fetches VOC, `check` makes a missing picture an error. Raises InputError."""
+    if name not in SETS or split not in ("train", "test"):
+        raise InputError(f"no {split!r} split of {name!r}: choose train or test of {', '.join(SETS)}")
+    if name != "scenes" and not (root and (download or os.path.isdir(root))):
+        raise InputError(f"{name} needs --root, the folder that holds it; {root} is not there")
+    if download and name not in ("voc2007", "voc2012"):
+        raise InputError(f"--download fetches VOC; for {name}, README says what to put where")
+    for part in ("trainval", "test")[:1 if name == "voc2012" else 2] if download else ():
+        with reading(name, f"could not be fetched: unpack the devkit's tar files in {root}"):
+            torchvision.datasets.VOCDetection(str(root), name[3:], part, download=True)
+    data = SETS[name](Path(root or "."), split)
+    if drop_unlabelled:
+        keep = (data.targets == 1).any(1)
+        data.paths, data.targets = data.paths[keep], data.targets[keep]
+    if not data.targets.size:
+        raise InputError(f"{name}, {split}: {len(data)} pictures, {len(data.classes)} classes in {root}")
+    if check and (lost := missing(data)):
+        raise InputError(f"{data.paths[lost[0]]} and {len(lost) - 1} more listed pictures are missing:"
+                        f" `python data.py --data {name} --root {root}` names them all")
+    return data
+
+
+def missing(data):
+    """Indices of the pictures that are not there; each folder is read once, not each file."""
+    parts = [os.path.split(path) for path in data.paths if not isinstance(data, Scenes)]
+    there = {folder: set(os.listdir(folder)) if os.path.isdir(folder) else ()
+             for folder in {folder for folder, _ in parts}}
+    return [i for i, (folder, file) in enumerate(parts) if file not in there[folder]]
+
+
+# --------------------------------------------------------------------------- transforms and loaders
+
+
+class Cutout(torch.nn.Module):
+    """A square of one random colour, half the picture's side, its centre anywhere in the picture."""
+
+    def forward(self, picture):
+        h, w = picture.shape[-2:]
+        y, x = torch.randint(h, ()), torch.randint(w, ())
+        rows, columns = slice(max(y - h // 4, 0), y + h // 4), slice(max(x - w // 4, 0), x + w // 4)
+        picture = picture.clone()
+        picture[:, rows, columns] = torch.randint(256, (3, 1, 1), dtype=torch.uint8)
+        return picture
+
+
+def transform(image_size, augment=()):
+    """uint8 (3, H, W) -> uint8 (3, image_size, image_size); squashed, unless `augment` has crop."""
+    size = (image_size, image_size)
+    steps = {"crop": v2.RandomResizedCrop(size, scale=(0.7, 1.0)), "flip": v2.RandomHorizontalFlip(),
+             "cutout": Cutout(), "randaugment": v2.RandAugment()}
+    if set(augment) - set(steps):
+        raise InputError(f"unknown augmentation in {augment}: choose from {', '.join(steps)}")
+    chosen = [step for name, step in steps.items() if name in augment]
+    return v2.Compose(chosen if "crop" in augment else [v2.Resize(size), *chosen])
+
+
+class Samples(torch.utils.data.Dataset):
+    """What a worker does: (epoch, index) -> transformed picture, target."""
+
+    def __init__(self, data, transform, seed):
+        self.data, self.transform, self.seed = data, transform, seed
+
+    def __getitem__(self, key):
+        seed = np.random.SeedSequence((self.seed, *key)).generate_state(1, np.uint64)[0]
+        with torch.random.fork_rng(devices=[]):  # the training loop's random state stays as it is
+            torch.default_generator.manual_seed(int(seed))
+            picture = self.transform(self.data.picture(key[1]))
+        return picture, torch.from_numpy(self.data.targets[key[1]])
+
+
+class Order(torch.utils.data.Sampler):
+    """Keys (epoch, index), shuffled by (seed, epoch) if asked to. Set `.epoch` before each pass."""
+
+    def __init__(self, count, shuffle, seed):
+        self.count, self.shuffle, self.seed, self.epoch = count, shuffle, seed, 0
+
+    def __len__(self):
+        return self.count
+
+    def __iter__(self):
+        rng = np.random.default_rng((self.seed, self.epoch))
+        order = rng.permutation(self.count) if self.shuffle else range(self.count)
+        return ((self.epoch, int(index)) for index in order)
+
+
+def collate(samples):
+    """Images uint8 (B, 3, H, W), in memory as (B, H, W, 3); targets int8 (B, K)."""
+    images, targets = zip(*samples)
+    images = torch.stack([image.permute(1, 2, 0) for image in images])
+    return images.permute(0, 3, 1, 2), torch.stack(targets)
+
+
+def loader(data, image_size, batch_size, augment=(), train=False, seed=0, workers=0, pin=False):
+    """Batches; with `train` shuffled, augmented, and without the incomplete last one."""
+    samples = Samples(data, transform(image_size, augment if train else ()), seed)
+    return torch.utils.data.DataLoader(
+        samples, batch_size, sampler=Order(len(data), train, seed), collate_fn=collate,
+        drop_last=train and len(data) >= batch_size, num_workers=workers,
+        persistent_workers=workers > 0, pin_memory=pin)
+
+
+def normalize(images, device, mean, std):
+    """uint8 (B, 3, H, W) -> float32 on `device`: (images / 255 - mean) / std, channel by channel."""
+    mean, std = (255 * torch.tensor(value, device=device).view(3, 1, 1) for value in (mean, std))
+    return images.to(device, non_blocking=True).float().sub_(mean).div_(std)
+
+
+def problem(data, index):
+    try:
+        data.picture(index)
+    except InputError as error:
+        return str(error)
+
+
+def main(argv=None):
+    parser = argparse.ArgumentParser(description=__doc__.split("\n")[0], allow_abbrev=False)
+    parser.add_argument("--data", default="scenes", choices=SETS)
+    parser.add_argument("--root", help="the folder that holds the data set")
+    parser.add_argument("--download", action="store_true", help="fetch VOC into ROOT")
+    parser.add_argument("--verify", action="store_true", help="decode every picture")
+    args = parser.parse_args(argv)
+    bad = []
+    for split in ("train", "test"):
+        data = load(args.data, args.root, split, download=args.download, check=False)
+        count = np.stack([(data.targets == value).sum(0) for value in (1, 0, -1)], 1)  # (K, 3)
+        labels = (data.targets == 1).sum(1)
+        print(f"{args.data} {split}: {len(data)} pictures, {len(data.classes)} classes, "
+              f"{labels.mean():.2f} labels per picture ({labels.min()} to {labels.max()}), "
+              f"{(labels == 0).sum()} without\n  {'class':24}     yes      no  not judged")
+        for name, (yes, no, unjudged) in zip(data.classes, count):
+            print(f"  {name:24}{yes:8}{no:8}{unjudged:12}")
+        lost = missing(data)
+        bad += [f"{data.paths[i]} is missing" for i in lost]
+        if args.verify:
+            with ThreadPoolExecutor(os.cpu_count()) as pool:  # decoding runs outside Python's lock
+                rest = np.setdiff1d(np.arange(len(data)), lost)
+                bad += filter(None, pool.map(partial(problem, data), rest))
+    print(*bad, f"{len(bad)} pictures missing or unreadable", sep="\n")
+    return int(bool(bad))
+
+
+if __name__ == "__main__":
+    try:
+        sys.exit(main())
+    except InputError as error:
+        sys.exit(f"error: {error}")

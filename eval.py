@@ -1,0 +1,178 @@
+"""Metrics of multi-label recognition, and the evaluation of a checkpoint.
+
+AP has three definitions in use, up to two points apart; every table must say which it shows:
+    all-points   mean, over the positives, of the precision at their score (CSRA, ASL, CPRFL); default
+    envelope     the same after precision is made monotone from the right; never lower (Q2L)
+    11-point     mean of the envelope at recall 0, 0.1, ..., 1 (PASCAL VOC 2007)
+Entries of -1 (not judged) take no part. A class without positives has no AP; it is left out of every
+per-class mean and listed.
+
+Run: python eval.py --checkpoint OUT/last.pt [--data NAME --root DIR --split test]
+"""
+import argparse
+import importlib
+import inspect
+import pickle
+import sys
+
+import numpy as np
+import torch
+
+from data import SETS, InputError, load, loader, normalize
+
+KINDS = ("all-points", "envelope", "11-point")
+
+
+def average_precision(scores, targets, kind="all-points"):
+    """AP per class in [0, 1], nan without positives. scores, targets (N, K); targets 1, 0, -1.
+
+    Pictures of equal score enter together, so their order doesn't matter: precision and recall are
+    taken where the score changes.
+    """
+    if kind not in KINDS:
+        raise ValueError(f"kind {kind!r}: choose from {', '.join(KINDS)}")
+    scores, targets = np.asarray(scores), np.asarray(targets)
+    if scores.shape != targets.shape or np.isnan(scores).any():
+        raise ValueError(f"scores {scores.shape} and targets {targets.shape} must match, without nan")
+    ap = np.full(scores.shape[1], np.nan)
+    for k in range(scores.shape[1]):  # by class: its arrays stay in the cache
+        judged = targets[:, k] >= 0
+        order = np.argsort(-scores[judged, k])
+        s, y = scores[judged, k][order], targets[judged, k][order] == 1
+        if not y.any():
+            continue
+        last = np.append(s[1:] != s[:-1], True).nonzero()[0]  # last of each run of equal scores
+        tp = y.cumsum()[last]
+        precision, new = tp / (last + 1), np.diff(tp, prepend=0)  # new: positives of this score
+        if kind != "all-points":
+            precision = np.maximum.accumulate(precision[::-1])[::-1]
+        if kind == "11-point":  # recall tp / n >= t / 10, in integers
+            ap[k] = precision[np.searchsorted(10 * tp, tp[-1] * np.arange(11))].mean()
+        else:
+            ap[k] = (precision * new).sum() / tp[-1]
+    return ap
+
+
+def metrics(scores, targets, threshold=0.5, kind="all-points"):
+    """All in percent: mAP; CP, CR, CF1 (per class, averaged; CF1 from CP and CR); OP, OR, OF1 (over
+    all decisions score > threshold); with suffix _3, the top 3 of a picture that are above it too.
+    Besides: AP, the list per class (None without positives), and positives, their numbers.
+
+    scores: probabilities (N, K); targets (N, K): 1, 0, -1. Precision without predictions counts 0.
+    """
+    scores, targets = np.asarray(scores), np.asarray(targets)
+    ap = 100 * average_precision(scores, targets, kind)
+    positives, judged = (targets == 1).sum(0), targets >= 0
+    result = {"mAP": np.nanmean(ap).item() if positives.any() else None}
+    above = scores > threshold
+    third = np.argsort(-scores, axis=1, kind="stable")[:, :3]
+    top = np.zeros_like(above)
+    np.put_along_axis(top, third, True, 1)
+    for suffix, yes in (("", above), ("_3", above & top)):
+        tp, predicted = (yes & (targets == 1)).sum(0), (yes & judged).sum(0)
+        have = positives > 0
+        cp = 100 * (tp / np.maximum(predicted, 1))[have].mean() if have.any() else 0.0
+        cr = 100 * (tp[have] / positives[have]).mean() if have.any() else 0.0
+        op = 100 * tp.sum() / max(predicted.sum(), 1)
+        o_r = 100 * tp.sum() / max(positives.sum(), 1)
+        for name, p, r in (("C", cp, cr), ("O", op, o_r)):
+            result |= {f"{name}P{suffix}": float(p), f"{name}R{suffix}": float(r),
+                       f"{name}F1{suffix}": float(2 * p * r / max(p + r, 1e-12))}
+    return result | {"AP": [None if np.isnan(a) else float(a) for a in ap],
+                     "positives": positives.tolist()}
+
+
+def pick_device():
+    for name in ("cuda", "mps"):
+        if getattr(torch, name).is_available():
+            return torch.device(name)
+    return torch.device("cpu")
+
+
+def pick_dtype(amp, device):
+    """Autocast's dtype, None for none. auto: bf16 where the hardware has it, fp16 on older GPUs."""
+    if amp not in ("auto", "off", "bf16", "fp16"):
+        raise InputError(f"--amp {amp}: choose auto, off, bf16 or fp16")
+    if amp != "auto":
+        return {"off": None, "bf16": torch.bfloat16, "fp16": torch.float16}[amp]
+    if device.type == "cuda":
+        native = torch.cuda.is_bf16_supported(including_emulation=False)
+        return torch.bfloat16 if native else torch.float16
+    fast = device.type == "cpu" and (torch.cpu._is_avx512_bf16_supported()
+                                     or torch.cpu._is_amx_tile_supported())
+    return torch.bfloat16 if fast else None
+
+
+def build_model(method, settings, classes):
+    """`method.build` with the settings that its signature names."""
+    hyper = [p.name for p in inspect.signature(method.build).parameters.values()
+             if p.kind is p.KEYWORD_ONLY]
+    try:
+        return method.build(classes, **{name: settings[name] for name in hyper})
+    except (OSError, RuntimeError, ValueError) as error:
+        raise InputError(f"{settings['backbone']} could not be built: {str(error)[:300]}\n"
+                         "Pretrained weights need a network once (then they are cached); "
+                         "--no-pretrained starts from random ones.") from error
+
+
+@torch.inference_mode()
+def predict(model, batches, device, dtype, mean, std):
+    """Probabilities float64 (N, K) and targets int8 (N, K), in the order of the data."""
+    model.eval()
+    scores, targets = [], []
+    for images, target in batches:
+        with torch.autocast(device.type, dtype, enabled=dtype is not None):
+            logits = model(normalize(images, device, mean, std))
+        scores.append(logits.cpu().double().sigmoid())  # float32 would tie above a logit of 17
+        targets.append(target)
+    return torch.cat(scores).numpy(), torch.cat(targets).numpy()
+
+
+def read_checkpoint(path):
+    """A checkpoint of train.py; nothing in it is executed."""
+    try:
+        checkpoint = torch.load(path, map_location="cpu", weights_only=True)
+    except (OSError, RuntimeError, EOFError, pickle.UnpicklingError) as error:
+        raise InputError(f"{path}: no readable checkpoint ({str(error)[:200]}); "
+                         "train.py writes OUT/last.pt after each epoch") from error
+    if not isinstance(checkpoint, dict) or not {"settings", "classes", "model"} <= checkpoint.keys():
+        raise InputError(f"{path}: not a checkpoint of train.py")
+    return checkpoint
+
+
+def main(argv=None):
+    parser = argparse.ArgumentParser(description=__doc__.split("\n")[0], allow_abbrev=False)
+    parser.add_argument("--checkpoint", required=True, help="OUT/last.pt of train.py")
+    parser.add_argument("--data", choices=SETS, help="default: the one trained on")
+    parser.add_argument("--root", help="default: the one trained on")
+    parser.add_argument("--split", default="test", choices=("train", "test"))
+    args = parser.parse_args(argv)
+    checkpoint = read_checkpoint(args.checkpoint)
+    settings, classes = checkpoint["settings"], checkpoint["classes"]
+    name, root = args.data or settings["data"], args.root or settings["root"]
+    data = load(name, root, args.split, drop_unlabelled=settings["drop_unlabelled"])
+    if data.classes != classes:
+        raise InputError(f"{name} has other classes than {args.checkpoint}, or another order: "
+                         f"{data.classes[:5]}... and {classes[:5]}...")
+    method = importlib.import_module(settings["model"])
+    model = build_model(method, settings | {"pretrained": False}, classes)
+    weights = "ema" if checkpoint["ema"] else "model"
+    model.load_state_dict(checkpoint[weights])
+    device = pick_device()
+    batches = loader(data, settings["image_size"], settings["batch_size"], seed=settings["seed"],
+                     workers=settings["workers"])
+    scores, targets = predict(model.to(device), batches, device, pick_dtype(settings["amp"], device),
+                              settings["mean"], settings["std"])
+    result = metrics(scores, targets)
+    print(f"{settings['model']} on {name} {args.split}: {len(data)} pictures, {weights} weights, "
+          "all-points AP, threshold 0.5")
+    for label, ap, count in zip(classes, result["AP"], result["positives"]):
+        print(f"  {label:24}{'no positives' if ap is None else f'{ap:12.2f}'} AP {count:8} positives")
+    print(*(f"{key} {value:.2f}" for key, value in result.items() if isinstance(value, float)))
+
+
+if __name__ == "__main__":
+    try:
+        main()
+    except InputError as error:
+        sys.exit(f"error: {error}")

@@ -1,0 +1,243 @@
+"""The one training loop: any method on any data.
+
+Run: python train.py --model csra [--data NAME --root DIR] [flags]    --help lists a method's flags
+
+The method's recipe for the data set gives the settings, flags override, and what is in force is
+printed and stored. OUT gets last.pt (all that --resume needs, after each epoch) and log.jsonl (the
+settings, a line per epoch, the result). The result is the mAP of the EMA weights (of the raw ones
+where the recipe has no EMA) after the last epoch; the best epoch beside it was picked on the test
+split and is called what it is.
+"""
+import argparse
+import ast
+import importlib
+import inspect
+import json
+import math
+import os
+import sys
+import time
+from pathlib import Path
+
+import torch
+from torch.optim import SGD, Adam, AdamW
+from torch.optim.lr_scheduler import (ChainedScheduler, CosineAnnealingLR, LinearLR, OneCycleLR,
+                                      StepLR)
+from torch.optim.swa_utils import AveragedModel, get_ema_multi_avg_fn
+
+from data import InputError, load, loader, normalize
+from eval import build_model, metrics, pick_device, pick_dtype, predict, read_checkpoint
+
+RECIPE = dict(  # what a recipe may set, and what holds where it doesn't
+    backbone="resnet101.tv_in1k", pretrained=True, image_size=448, mean=(0.485, 0.456, 0.406),
+    std=(0.229, 0.224, 0.225), augment=(), drop_unlabelled=False, optimizer="adamw", lr=1e-4,
+    weight_decay=1e-4, schedule="onecycle", pct_start=0.2, decay_epochs=1, warmup_epochs=0.0,
+    epochs=30, batch_size=16, ema=0.0, clip_grad=0.0)
+RUN = dict(  # the rest, of no influence on what the run aims at
+    root=None, out=None, seed=0, workers=-1, amp="auto", compile=False, limit=0, resume=False,
+    download=False)
+HELP = dict(
+    augment="of crop,flip,cutout,randaugment", decay_epochs="schedule step: x 0.1 every so many",
+    optimizer="sgd, adam or adamw", schedule="step, onecycle or cosine", pct_start="of onecycle",
+    warmup_epochs="linear, of step and cosine", ema="decay; 0: none", clip_grad="norm; 0: none",
+    workers="-1: chosen by the device", amp="auto, off, bf16 or fp16", root="folder of the data set",
+    out="folder of the run", limit="only the first N training pictures", mean="r,g,b", std="r,g,b",
+    resume="go on from OUT/last.pt", download="fetch the data set into ROOT")
+LOG_EVERY = 50  # steps
+
+
+def literal(text):
+    try:
+        return ast.literal_eval(text)
+    except (ValueError, SyntaxError):
+        return text
+
+
+def settings_of(argv):
+    """The method's module and the settings: recipe, then flags; --resume: as stored, then flags."""
+    methods = sorted(path.stem for path in Path(__file__).parent.glob("*.py")
+                     if "\nRECIPES = " in path.read_text("utf-8"))
+    parser = argparse.ArgumentParser(allow_abbrev=False, add_help=False)
+    parser.add_argument("--model", required="-h" not in argv and "--help" not in argv,
+                        choices=methods, default=methods[0])
+    parser.add_argument("--data")
+    model, data = vars(parser.parse_known_args(argv)[0]).values()
+    method = importlib.import_module(model)
+    data = data or next(iter(method.RECIPES))
+    if data not in method.RECIPES:
+        parser.error(f"--data {data}: {model} has recipes for {', '.join(method.RECIPES)}")
+    hyper = {p.name: p.default for p in inspect.signature(method.build).parameters.values()
+             if p.default is not p.empty}
+    settings = {"model": model, "data": data, **RECIPE, **hyper, **RUN, **method.RECIPES[data]}
+    parser = argparse.ArgumentParser(description=__doc__.split("\n")[0], allow_abbrev=False,
+                                     argument_default=argparse.SUPPRESS)
+    for name, value in settings.items():
+        kind = {"type": literal if value is None else type(value)}
+        if isinstance(value, bool):
+            kind = {"action": argparse.BooleanOptionalAction}
+        elif isinstance(value, tuple):
+            kind = {"type": lambda text: tuple(map(literal, filter(None, text.split(","))))}
+        choices = {"model": methods, "data": list(method.RECIPES)}.get(name)
+        parser.add_argument("--" + name.replace("_", "-"), choices=choices, **kind,
+                            help=f"{HELP.get(name, '')} [{value}]")
+    flags = vars(parser.parse_args(argv))
+    last = Path(flags.get("out") or "", "last.pt")
+    if flags.get("resume") and last.is_file():
+        settings = read_checkpoint(last)["settings"]
+        changed = [name for name, value in flags.items() if settings.get(name) != value
+                   and name not in ("resume", "workers", "root", "out", "compile", "download")]
+        if changed:
+            raise InputError(f"{last} was made with other settings for {', '.join(changed)}: "
+                             "leave these flags out to resume, or start anew with another --out")
+    return method, settings | flags
+
+
+def optimizer_and_schedule(groups, settings, steps):
+    """torch's own, stepped once per iteration. `steps`: iterations per epoch."""
+    kind = {"sgd": lambda groups: SGD(groups, momentum=0.9), "adam": Adam, "adamw": AdamW}
+    name, schedule, total = settings["optimizer"], settings["schedule"], settings["epochs"] * steps
+    if name not in kind or schedule not in ("step", "onecycle", "cosine"):
+        raise InputError(f"--optimizer {name} --schedule {schedule}: see --help for the choices")
+    optimizer = kind[name](groups)
+    if schedule == "onecycle":
+        rates = [group["lr"] for group in optimizer.param_groups]
+        return optimizer, OneCycleLR(optimizer, rates, total, pct_start=settings["pct_start"])
+    warmup = max(round(settings["warmup_epochs"] * steps), 1)
+    decay = StepLR(optimizer, settings["decay_epochs"] * steps) if schedule == "step" \
+        else CosineAnnealingLR(optimizer, total)
+    return optimizer, ChainedScheduler([LinearLR(optimizer, 1 / warmup, total_iters=warmup - 1), decay])
+
+
+def save(checkpoint, path):
+    """Under a temporary name, then renamed: an interruption leaves the previous one whole."""
+    torch.save(checkpoint, path.with_suffix(".tmp"))
+    os.replace(path.with_suffix(".tmp"), path)
+
+
+def train(method, settings):
+    """Train as the settings say; returns the last line of the log."""
+    s, device = settings, pick_device()
+    dtype = pick_dtype(s["amp"], device)
+    if s["workers"] < 0:
+        s["workers"] = min(8, os.cpu_count()) if device.type == "cuda" else 1
+    out = Path(s["out"] or f"runs/{s['model']}-{s['data']}-{time.strftime('%Y%m%d-%H%M%S')}")
+    s["out"], last = str(out), out / "last.pt"
+    if last.is_file() and not s["resume"]:
+        raise InputError(f"{last} is there already: --resume goes on from it, --out starts elsewhere")
+    data = {split: load(s["data"], s["root"], split, drop_unlabelled=s["drop_unlabelled"],
+                        download=s["download"]) for split in ("train", "test")}
+    classes = data["train"].classes
+    if classes != data["test"].classes:
+        raise InputError(f"{s['data']}: train and test have other classes: {classes[:5]}..., "
+                         f"{data['test'].classes[:5]}...")
+    if s["limit"]:
+        data["train"].paths = data["train"].paths[:s["limit"]]
+        data["train"].targets = data["train"].targets[:s["limit"]]
+    batches, test_batches = (
+        loader(data[split], s["image_size"], s["batch_size"], s["augment"], split == "train",
+               s["seed"], s["workers"], device.type == "cuda") for split in ("train", "test"))
+
+    torch.manual_seed(s["seed"])
+    model = build_model(method, s, classes).to(device, memory_format=torch.channels_last)
+    groups = method.param_groups(model, s["lr"], s["weight_decay"])
+    optimizer, scheduler = optimizer_and_schedule(groups, s, len(batches))
+    scaler = torch.amp.GradScaler(device.type, enabled=dtype is torch.float16)
+    ema = AveragedModel(model, multi_avg_fn=get_ema_multi_avg_fn(s["ema"]), use_buffers=True) \
+        if s["ema"] else None
+    if s["compile"]:
+        model.compile()
+    history, start = [], 0
+    if s["resume"] and last.is_file():
+        state = read_checkpoint(last)
+        model.load_state_dict(state["model"])
+        optimizer.load_state_dict(state["optimizer"])
+        scheduler.load_state_dict(state["scheduler"])
+        scaler.load_state_dict(state["scaler"])
+        if ema:
+            ema.module.load_state_dict(state["ema"])
+            ema.n_averaged.fill_(state["epoch"] * len(batches))
+        torch.set_rng_state(state["rng"])
+        if device.type == "cuda":
+            torch.cuda.set_rng_state_all(state["cuda_rng"])
+        history, start = state["history"], state["epoch"]
+    elif s["resume"]:
+        print(f"{last} is not there yet: starting at the first epoch")
+    out.mkdir(parents=True, exist_ok=True)
+    print(f"{s['model']} on {s['data']}: {len(data['train'])} pictures to train, {len(data['test'])} "
+          f"to test, {len(classes)} classes; {device}, autocast {dtype}; in {out}")
+    print(*(f"{name}={value}" for name, value in s.items()))
+    log = (out / "log.jsonl").open("w")
+    record = [{"settings": s, "torch": torch.__version__, "device": str(device),
+               "autocast": str(dtype)}, *history]
+    log.writelines(json.dumps(line) + "\n" for line in record)
+
+    begin, done, total = time.time(), 0, (s["epochs"] - start) * len(batches)
+    for epoch in range(start, s["epochs"]):
+        model.train()
+        batches.sampler.epoch, losses, seen, mark = epoch, [], [], time.time()
+        for step, (images, targets) in enumerate(batches, 1):
+            images = normalize(images, device, s["mean"], s["std"])
+            with torch.autocast(device.type, dtype, enabled=dtype is not None):
+                logits = model(images)
+            loss = method.loss(logits, targets.to(device, non_blocking=True))
+            scaler.scale(loss).backward()
+            if s["clip_grad"]:
+                scaler.unscale_(optimizer)
+                torch.nn.utils.clip_grad_norm_(model.parameters(), s["clip_grad"])
+            scaler.step(optimizer)
+            scaler.update()
+            optimizer.zero_grad()
+            scheduler.step()
+            if ema:
+                ema.update_parameters(model)
+            losses.append(loss.detach())
+            if step % LOG_EVERY and step < len(batches):
+                continue
+            values = torch.stack(losses[len(seen):]).tolist()  # the loop's only synchronisation
+            for i, value in enumerate(values, len(seen) + 1):
+                if not math.isfinite(value):
+                    raise InputError(f"loss {value} in epoch {epoch + 1}, step {i}, lr {s['lr']}, "
+                                     f"amp {s['amp']}: lower --lr, set --clip-grad, or --amp off; "
+                                     f"{last} is as the last whole epoch left it")
+            done, now = done + len(values), time.time()
+            print(f"epoch {epoch + 1}/{s['epochs']} step {step}/{len(batches)} "
+                  f"loss {sum(values) / len(values):.4f} lr {scheduler.get_last_lr()[0]:.2e} "
+                  f"{len(values) * len(targets) / (now - mark):.0f} pictures/s "
+                  f"{(now - begin) / done * (total - done):.0f} s left", flush=True)
+            seen, mark = seen + values, now
+        scores, judged = predict(ema.module if ema else model, test_batches, device, dtype,
+                                 s["mean"], s["std"])
+        result = metrics(scores, judged)
+        history.append({"epoch": epoch + 1, "loss": sum(seen) / len(seen), "mAP": result["mAP"],
+                        "CF1": result["CF1"], "OF1": result["OF1"],
+                        "lr": scheduler.get_last_lr()[0], "seconds": time.time() - begin})
+        log.write(json.dumps(history[-1]) + "\n")
+        log.flush()
+        print(f"epoch {epoch + 1}: mAP {result['mAP']:.2f} CF1 {result['CF1']:.2f} "
+              f"OF1 {result['OF1']:.2f} on test", flush=True)
+        save({"model": model.state_dict(), "ema": ema.module.state_dict() if ema else None,
+              "optimizer": optimizer.state_dict(), "scheduler": scheduler.state_dict(),
+              "scaler": scaler.state_dict(), "rng": torch.get_rng_state(),
+              "cuda_rng": torch.cuda.get_rng_state_all() if device.type == "cuda" else None,
+              "epoch": epoch + 1, "history": history, "settings": s, "classes": classes}, last)
+    best = max(history, key=lambda line: line["mAP"])
+    final = {"mAP": history[-1]["mAP"], "weights": "ema" if ema else "raw", "checkpoint": str(last),
+             "best_mAP_on_test": best["mAP"], "best_epoch_on_test": best["epoch"],
+             "seconds": time.time() - begin}
+    log.write(json.dumps(final) + "\n")
+    log.close()
+    print(f"mAP {final['mAP']:.2f} on test, {final['weights']} weights after the last epoch (best "
+          f"epoch, picked on test: {best['mAP']:.2f} in {best['epoch']}); {final['seconds']:.0f} s\n"
+          f"python eval.py --checkpoint {last}")
+    return final
+
+
+def main(argv=None):
+    try:
+        train(*settings_of(sys.argv[1:] if argv is None else argv))
+    except InputError as error:
+        sys.exit(f"error: {error}")
+
+
+if __name__ == "__main__":
+    main()
