@@ -132,11 +132,12 @@ def draw_scene(seed, number):
     shape = np.hstack([rng.integers(len(SHAPES), size=7), labels % len(SHAPES)])
     cell = rng.permutation(GRID * GRID)[:count]
     centre = np.stack([cell % GRID, cell // GRID], 1) + rng.uniform(0.3, 0.7, (count, 2))
+    centre = (centre * SIDE / GRID).clip(12, SIDE - 12)  # whole shapes only
     size, turn = rng.uniform(6, 11, count), rng.uniform(-0.35, 0.35, count)  # pixels, radians
     cos, sin = size * np.cos(turn), size * np.sin(turn)
     shapes, boxes = list(SHAPES.values()), []
     for i in range(count):
-        points = shapes[shape[i]] @ [[cos[i], sin[i]], [-sin[i], cos[i]]] + centre[i] * SIDE / GRID
+        points = shapes[shape[i]] @ [[cos[i], sin[i]], [-sin[i], cos[i]]] + centre[i]
         draw.polygon(points.ravel().tolist(), PALETTE[colour[i]])
         if i >= 7:
             boxes.append((int(labels[i - 7]), *points.min(0), *points.max(0)))
@@ -353,7 +354,8 @@ def loader(data, image_size, batch_size, augment=(), train=False, seed=0, worker
     return torch.utils.data.DataLoader(
         samples, batch_size, sampler=Order(len(data), train, seed), collate_fn=collate,
         drop_last=train and len(data) >= batch_size, num_workers=workers,
-        persistent_workers=workers > 0, pin_memory=pin)
+        persistent_workers=workers > 0, pin_memory=pin,
+        generator=torch.Generator())  # its own: an epoch takes nothing from the global random state
 
 
 def normalize(images, device, mean, std):

@@ -110,9 +110,9 @@ def build_model(method, settings, classes):
     try:
         return method.build(classes, **{name: settings[name] for name in hyper})
     except (OSError, RuntimeError, ValueError) as error:
-        raise InputError(f"{settings['backbone']} could not be built: {str(error)[:300]}\n"
-                         "Pretrained weights need a network once (then they are cached); "
-                         "--no-pretrained starts from random ones.") from error
+        remedy = ("\nPretrained weights need a network once, then they are cached; --no-pretrained "
+                  "starts from random ones.") if settings["pretrained"] else ""
+        raise InputError(f"{settings['backbone']}: {str(error)[:300]}{remedy}") from error
 
 
 @torch.inference_mode()

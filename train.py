@@ -17,6 +17,7 @@ import math
 import os
 import sys
 import time
+from functools import partial
 from pathlib import Path
 
 import torch
@@ -89,16 +90,22 @@ def settings_of(argv):
         if changed:
             raise InputError(f"{last} was made with other settings for {', '.join(changed)}: "
                              "leave these flags out to resume, or start anew with another --out")
-    return method, settings | flags
+    settings |= flags
+    for name in ("epochs", "batch_size", "image_size", "decay_epochs"):
+        if settings[name] < 1:
+            parser.error(f"--{name.replace('_', '-')} {settings[name]}: must be at least 1")
+    if not 0 <= settings["ema"] < 1:
+        parser.error(f"--ema {settings['ema']}: must be in [0, 1)")
+    return method, settings
 
 
 def optimizer_and_schedule(groups, settings, steps):
     """torch's own, stepped once per iteration. `steps`: iterations per epoch."""
-    kind = {"sgd": lambda groups: SGD(groups, momentum=0.9), "adam": Adam, "adamw": AdamW}
+    kind = {"sgd": partial(SGD, momentum=0.9), "adam": Adam, "adamw": AdamW}
     name, schedule, total = settings["optimizer"], settings["schedule"], settings["epochs"] * steps
     if name not in kind or schedule not in ("step", "onecycle", "cosine"):
         raise InputError(f"--optimizer {name} --schedule {schedule}: see --help for the choices")
-    optimizer = kind[name](groups)
+    optimizer = kind[name](groups, fused=groups[0]["params"][0].device.type in ("cuda", "cpu"))
     if schedule == "onecycle":
         rates = [group["lr"] for group in optimizer.param_groups]
         return optimizer, OneCycleLR(optimizer, rates, total, pct_start=settings["pct_start"])
@@ -119,7 +126,7 @@ def train(method, settings):
     s, device = settings, pick_device()
     dtype = pick_dtype(s["amp"], device)
     if s["workers"] < 0:
-        s["workers"] = min(8, os.cpu_count()) if device.type == "cuda" else 1
+        s["workers"] = min(8, os.cpu_count() if device.type == "cuda" else os.cpu_count() // 2)
     out = Path(s["out"] or f"runs/{s['model']}-{s['data']}-{time.strftime('%Y%m%d-%H%M%S')}")
     s["out"], last = str(out), out / "last.pt"
     if last.is_file() and not s["resume"]:

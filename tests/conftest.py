@@ -1,0 +1,50 @@
+"""Imports from the folder above, and what several tests share."""
+import json
+import os
+import subprocess
+import sys
+import zlib
+from pathlib import Path
+
+import numpy as np
+import torch
+
+HERE = Path(__file__).parent
+sys.path.insert(0, str(HERE.parent))
+PARITY = json.loads((HERE / "parity.json").read_text())  # figures of the released models
+
+
+def released_weights(shapes):
+    """The weights on which parity.json's figures were taken: each tensor drawn by its own name."""
+    state = {}
+    for name, shape in shapes.items():
+        a = np.random.default_rng(zlib.crc32(name.encode())).standard_normal(shape)
+        part = name.split(".")[-1]
+        if part == "num_batches_tracked":
+            a = np.zeros(shape)
+        elif part == "running_var":
+            a = 1 + 0.1 * abs(a)
+        elif len(shape) == 1 and part == "weight":
+            a = 1 + 0.1 * a
+        elif len(shape) == 1 or part == "b":
+            a = 0.1 * a
+        else:
+            a = a / np.sqrt(np.prod(shape[1:]))
+        state[name] = torch.tensor(a, dtype=torch.float32)
+    return state
+
+
+def parity_batch(figures):
+    """The images (B, 3, size, size) of a parity entry and its targets."""
+    shape = (len(figures["targets"]), 3, figures["size"], figures["size"])
+    images = torch.tensor(np.random.default_rng(0).standard_normal(shape), dtype=torch.float32)
+    return images, torch.tensor(figures["targets"], dtype=torch.int8)
+
+
+def run(*command, cwd=HERE.parent, ok=True):
+    """Run `python COMMAND...` as a user does; the text of stdout and stderr."""
+    done = subprocess.run([sys.executable, *map(str, command)], cwd=cwd, text=True,
+                          capture_output=True, timeout=600,
+                          env=os.environ | {"HF_HUB_OFFLINE": "1", "OMP_NUM_THREADS": "2"})
+    assert (done.returncode == 0) == ok, done.stdout + done.stderr
+    return done.stdout + done.stderr

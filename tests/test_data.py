@@ -1,0 +1,238 @@
+"""Data sets in their official formats, written small by the test; transforms; what goes wrong."""
+import csv
+import json
+import pickle
+
+import numpy as np
+import pytest
+import torch
+from conftest import HERE, run
+from PIL import Image
+
+import data
+from data import InputError, load
+
+
+def picture(path, mode="RGB", size=(50, 40), **options):
+    path.parent.mkdir(parents=True, exist_ok=True)
+    values = np.random.default_rng(len(path.name)).integers(0, 256, (size[1], size[0], 3), np.uint8)
+    Image.fromarray(values).resize(size).convert(mode).save(path, **options)
+
+
+def write_csv(root, train, test=None):
+    for name, text in (("train", train), ("test", test or train)):
+        (root / f"{name}.csv").write_text(text)
+    for name in "abc":
+        picture(root / f"{name}.jpg")
+    return root
+
+
+def test_csv_columns(tmp_path):
+    write_csv(tmp_path, "image,cat,N/A,dog\na.jpg,1,0,\nb.jpg,-1,1,0\r\n",
+              "\ufeffdog,image,cat,N/A\n1,c.jpg,0,0\n")
+    train, test = load("csv", tmp_path), load("csv", tmp_path, "test")
+    assert train.classes == test.classes == ["cat", "N/A", "dog"]
+    assert train.targets.tolist() == [[1, 0, -1], [-1, 1, 0]] and train.targets.dtype == np.int8
+    assert test.targets.tolist() == [[0, 0, 1]] and test.paths[0] == f"{tmp_path}/c.jpg"
+    assert train.picture(0).shape == (3, 40, 50)
+
+
+def test_csv_names(tmp_path):
+    write_csv(tmp_path, "image,labels\na.jpg,dog; cat\nb.jpg,\n", "labels,image\ncat,c.jpg\n")
+    assert load("csv", tmp_path).classes == ["cat", "dog"]
+    assert load("csv", tmp_path).targets.tolist() == [[1, 1], [0, 0]]
+    assert load("csv", tmp_path, "test").targets.tolist() == [[1, 0]]
+    assert len(load("csv", tmp_path, drop_unlabelled=True)) == 1
+
+
+@pytest.mark.parametrize("train, test, message", [
+    ("picture,a\na.jpg,1\n", None, "row 1.*image"),
+    ("", None, "image"),
+    ("image\na.jpg\n", None, "no label columns"),
+    ("image,x,x\na.jpg,1,1\n", None, "twice"),
+    ("image,x\na.jpg,1\nb.jpg,2\n", None, "train.csv.*row 3.*'2'"),
+    ("image,x\na.jpg,1,1\n", None, "row 2.*3 fields"),
+    ("image,x\na.jpg,1\n", "image,y\nb.jpg,1\n", "test.csv.*'x', 'y'"),
+    ("image,labels\na.jpg,x\n", "image,labels\nb.jpg,y\n", "test.csv.*row 2.*'y'"),
+    ("image,x\n", None, "0 pictures"),
+    ("image,x\na.jpg,1\nlost.jpg,0\n", None, "lost.jpg.*missing.*data.py"),
+    ('image,x\n"a.jpg,1\n', None, "train.csv")])
+def test_csv_errors(tmp_path, train, test, message):
+    write_csv(tmp_path, train, test)
+    with pytest.raises(InputError, match=message):
+        load("csv", tmp_path), load("csv", tmp_path, "test")
+
+
+def test_load_errors(tmp_path):
+    for arguments, message in ((("csv", None), "--root"), (("csv", tmp_path / "x"), "not there"),
+                               (("csv", tmp_path), "train.csv is missing"),
+                               (("nonesuch", tmp_path), "choose.*scenes, csv"),
+                               (("csv", tmp_path, "val"), "train or test"),
+                               (("voc2007", tmp_path), "aeroplane_trainval.txt is missing"),
+                               (("coco2014", tmp_path), "images.cocodataset.org")):
+        with pytest.raises(InputError, match=message):
+            load(*arguments)
+    with pytest.raises(InputError, match="README"):
+        load("coco2014", tmp_path, download=True)
+
+
+def write_voc(root, year=2007, splits=("trainval", "test")):
+    folder = root / "VOCdevkit" / f"VOC{year}"
+    (folder / "ImageSets" / "Main").mkdir(parents=True)
+    for i, split in enumerate(splits):
+        (folder / "ImageSets" / "Main" / f"{split}.txt").write_text("only the pictures\n")
+        for k, label in enumerate(data.VOC):
+            values = [1 if k == 14 else -1, 0 if label == "train" else -1]
+            text = "".join(f"00000{2 * i + j} {v:2}\r\n" for j, v in enumerate(values))
+            (folder / "ImageSets" / "Main" / f"{label}_{split}.txt").write_bytes(text.encode())
+        for j in range(2):
+            picture(folder / "JPEGImages" / f"00000{2 * i + j}.jpg")
+    return root
+
+
+@pytest.mark.parametrize("year, splits", [(2007, ("trainval", "test")), (2012, ("train", "val"))])
+def test_voc(tmp_path, year, splits):
+    write_voc(tmp_path, year, splits)
+    for split, difficult in (("train", 0), ("test", -1)):
+        voc = load(f"voc{year}", tmp_path, split)
+        expected = np.zeros((2, 20), np.int8)
+        expected[0, data.VOC.index("person")], expected[1, data.VOC.index("train")] = 1, difficult
+        assert np.array_equal(voc.targets, expected) and voc.classes == data.VOC
+    assert voc.paths[1].endswith(f"VOC{year}/JPEGImages/000003.jpg")
+
+
+@pytest.mark.parametrize("line, message", [("000001 2\n", "row 2.*'2'"), ("000001\n", "row 2"),
+                                           ("000009 1\n", "not the pictures of")])
+def test_voc_errors(tmp_path, line, message):
+    file = write_voc(tmp_path) / "VOCdevkit/VOC2007/ImageSets/Main/dog_trainval.txt"
+    file.write_text("000000 -1\n" + line)
+    with pytest.raises(InputError, match="dog_trainval.*" + message):
+        load("voc2007", tmp_path)
+
+
+def coco_matrix(content):
+    """Independent of data.py: the label matrix, by image and name."""
+    names = sorted((c["id"], c["name"]) for c in content["categories"])
+    has = {(a["image_id"], a["category_id"]) for a in content["annotations"]}
+    return ([name for _, name in names],
+            [[int((i["id"], number) in has) for number, _ in names] for i in content["images"]])
+
+
+def test_coco(tmp_path):
+    content = {"images": [{"id": 7, "file_name": "b.jpg"}, {"id": 3, "file_name": "a.jpg"}],
+               "categories": [{"id": 90, "name": "z"}, {"id": 2, "name": "N/A"}, {"id": 5, "name": "y"}],
+               "annotations": [{"image_id": 7, "category_id": 90}, {"image_id": 7, "category_id": 2}]}
+    (tmp_path / "annotations").mkdir()
+    file = tmp_path / "annotations/instances_train2017.json"
+    file.write_text(json.dumps(content))
+    for name in "ab":
+        picture(tmp_path / f"train2017/{name}.jpg")
+    coco = load("coco2017", tmp_path)
+    assert coco.classes == ["N/A", "y", "z"] and coco.targets.tolist() == [[1, 0, 1], [0, 0, 0]]
+    assert coco.paths[0].endswith("train2017/b.jpg")
+    assert load("coco2017", tmp_path, drop_unlabelled=True).targets.tolist() == [[1, 0, 1]]
+    for broken in ("{", "[]", '{"images": []}', json.dumps(content | {"annotations": [{}]}),
+                   json.dumps(content | {"annotations": [{"image_id": 1, "category_id": 2}]})):
+        file.write_text(broken)
+        with pytest.raises(InputError, match="instances_train2017.json.*unpack"):
+            load("coco2017", tmp_path)
+
+
+@pytest.mark.parametrize("split, name", [("train", "train"), ("test", "val")])
+def test_coco_mini(split, name):
+    root = HERE.parent.parent / "shared/data/coco-mini"
+    if not root.is_dir():
+        pytest.skip("no coco-mini here")
+    coco = load("coco2017", root, split)
+    content = json.loads((root / f"annotations/instances_{name}2017.json").read_text())
+    assert (coco.classes, coco.targets.tolist()) == coco_matrix(content)
+    assert len(coco) == len(coco.classes) == 80
+
+
+def test_scenes():
+    train, test = load("scenes"), load("scenes", split="test")
+    assert len(train.classes) == 20 and "red circle" in train.classes
+    assert (train.targets.sum(0) > 100).all() and (test.targets.sum(0) > 20).all()
+    assert torch.equal(train.picture(5), load("scenes").picture(5))
+    assert not torch.equal(train.picture(5), test.picture(5))
+    for i in range(50):
+        _, boxes = data.draw_scene(0, i)
+        assert {k for k, *_ in boxes} == set(train.targets[i].nonzero()[0])
+        for _, x0, y0, x1, y1 in boxes:
+            assert 0 < x0 < x1 < data.SIDE and 0 < y0 < y1 < data.SIDE and x1 - x0 < 23
+    k, x0, y0, x1, y1 = boxes[0]  # nothing is drawn over it: its centre has its colour
+    centre = train.picture(49)[:, int(y0 + y1) // 2, int(x0 + x1) // 2].int()
+    assert (centre - torch.tensor(data.PALETTE[k // len(data.SHAPES)])).abs().max() <= 24
+
+
+@pytest.mark.parametrize("name, mode, options", [
+    ("rgb.jpg", "RGB", {}), ("grey.jpg", "L", {}), ("cmyk.jpg", "CMYK", {}), ("p.png", "P", {}),
+    ("rgba.png", "RGBA", {}), ("x.webp", "RGB", {}), ("x.gif", "P", {}), ("one.png", "1", {}),
+    ("turned.jpg", "RGB", {"exif": b"Exif\0\0MM\0*\0\0\0\x08\0\x01\x01\x12\0\x03\0\0\0\x01\0\x06\0\0\0\0\0\0"})])
+def test_pictures_read_as_pillow_reads_them(tmp_path, name, mode, options):
+    picture(tmp_path / name, mode, **options)
+    expected = np.asarray(Image.open(tmp_path / name).convert("RGB"))
+    assert np.array_equal(data.read_picture(tmp_path / name).permute(1, 2, 0), expected)
+
+
+def test_16_bits_keep_their_shades(tmp_path):
+    Image.fromarray(np.array([[0, 300, 30000, 65535]], np.uint16)).save(tmp_path / "deep.png")
+    assert data.read_picture(tmp_path / "deep.png")[0, 0].tolist() == [0, 1, 117, 255]
+
+
+def test_broken_pictures_are_named(tmp_path):
+    write_csv(tmp_path, "image,x\na.jpg,1\nb.jpg,0\n")
+    whole = (tmp_path / "b.jpg").read_bytes()
+    for broken in (whole[:len(whole) // 2], b"", b"no picture", whole[:30]):
+        (tmp_path / "b.jpg").write_bytes(broken)
+        with pytest.raises(InputError, match="b.jpg.*--verify"):
+            load("csv", tmp_path).picture(1)
+    text = run("data.py", "--data", "csv", "--root", tmp_path, "--verify", ok=False)
+    assert "b.jpg" in text and "a.jpg" not in text and "2 pictures missing or unreadable" in text
+    (tmp_path / "b.jpg").unlink()
+    assert "b.jpg is missing" in run("data.py", "--data", "csv", "--root", tmp_path, ok=False)
+
+
+def batches_of(folder, workers, epoch, augment=("crop", "flip", "cutout", "randaugment")):
+    batches = data.loader(load("csv", folder), 32, 2, augment, True, seed=3, workers=workers)
+    batches.sampler.epoch = epoch
+    return list(batches)
+
+
+def test_samples_depend_on_seed_epoch_and_index_only(tmp_path):
+    write_csv(tmp_path, "image,x\n" + "".join(f"{n}.jpg,1\n" for n in "abcabc"))
+    torch.manual_seed(0)
+    before = torch.get_rng_state()
+    one, two = batches_of(tmp_path, 0, 1), batches_of(tmp_path, 2, 1)
+    assert torch.equal(before, torch.get_rng_state())
+    assert all(torch.equal(a[0], b[0]) for a, b in zip(one, two)) and len(one) == 3
+    assert not all(torch.equal(a[0], b[0]) for a, b in zip(one, batches_of(tmp_path, 0, 2)))
+    assert one[0][0].is_contiguous(memory_format=torch.channels_last)
+
+
+def test_normalize_and_transforms():
+    images = torch.randint(0, 256, (2, 3, 8, 8), dtype=torch.uint8)
+    mean, std = (0.1, 0.2, 0.3), (0.5, 0.6, 0.7)
+    plain = (images / 255 - torch.tensor(mean).view(3, 1, 1)) / torch.tensor(std).view(3, 1, 1)
+    torch.testing.assert_close(data.normalize(images, "cpu", mean, std), plain)
+    grey = torch.full((3, 40, 60), 7, dtype=torch.uint8)
+    cut = (data.Cutout()(grey) != 7).any(0)
+    assert 0 < cut.sum() <= 20 * 30 and (grey == 7).all()
+    with pytest.raises(InputError, match="crop, flip, cutout, randaugment"):
+        data.transform(32, ("mixup",))
+
+
+def test_the_index_is_no_python_objects(tmp_path):
+    (tmp_path / "train.csv").write_text(
+        "image,x\n" + "".join(f"some/longer/folder/{i:06}.jpg,1\n" for i in range(20000)))
+    index = load("csv", tmp_path, check=False)
+    assert index.paths.dtype == np.dtypes.StringDType() and index.targets.nbytes == 20000
+    assert pickle.loads(pickle.dumps(index)).paths[7] == index.paths[7]
+
+
+def test_table(tmp_path):
+    write_csv(tmp_path, "image,cat,dog\na.jpg,1,0\nb.jpg,1,-1\n")
+    lines = run("data.py", "--data", "csv", "--root", tmp_path).splitlines()
+    assert lines[0].startswith("csv train: 2 pictures, 2 classes, 1.00 labels per picture")
+    assert [line.split() for line in lines[2:4]] == [["cat", "2", "0", "0"], ["dog", "0", "1", "1"]]
+    assert next(csv.reader([lines[-1]])) == ["0 pictures missing or unreadable"]

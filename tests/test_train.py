@@ -1,0 +1,115 @@
+"""The loop through the command line: short real runs, resumed runs, and what goes wrong."""
+import json
+import math
+
+import pytest
+import torch
+from conftest import run
+
+import csra
+import train
+
+QUICK = ("--limit", 64, "--batch-size", 16, "--workers", 0)
+
+
+def log(folder):
+    return [json.loads(line) for line in (folder / "log.jsonl").read_text().splitlines()]
+
+
+def test_run_evaluate_and_repeat(tmp_path):
+    text = run("csra.py", *QUICK, "--epochs", 2, "--lam", 0.5, "--out", tmp_path / "a")
+    run("train.py", "--model", "csra", *QUICK, "--epochs", 2, "--lam", 0.5, "--workers", 2,
+        "--out", tmp_path / "b")
+    a, b = log(tmp_path / "a"), log(tmp_path / "b")
+    assert a[0]["settings"]["lam"] == 0.5 and a[0]["settings"]["heads"] == 1 and "lam=0.5" in text
+    assert [line["epoch"] for line in a[1:3]] == [1, 2] and a[-1]["mAP"] == a[2]["mAP"] > 0
+    assert a[1]["loss"] == b[1]["loss"] and a[-1]["mAP"] == b[-1]["mAP"]  # whatever the workers
+    table = run("eval.py", "--checkpoint", tmp_path / "a/last.pt")
+    assert f"mAP {a[-1]['mAP']:.2f} " in table and "red circle" in table and "all-points" in table
+
+
+@pytest.mark.parametrize("ema", [0, 0.9])
+def test_resume_goes_on_bit_for_bit(tmp_path, ema, monkeypatch):
+    argv = ["--model", "csra", "--limit", "64", "--batch-size", "16", "--epochs", "3", "--workers",
+            "0", "--ema", str(ema), "--schedule", "step", "--warmup-epochs", "1", "--out"]
+    train.main([*argv, str(tmp_path / "whole")])
+    save, saved = train.save, []
+
+    def stop_after_two(checkpoint, path):
+        save(checkpoint, path)
+        saved.append(path)
+        if len(saved) == 2:
+            raise KeyboardInterrupt
+    monkeypatch.setattr(train, "save", stop_after_two)
+    with pytest.raises(KeyboardInterrupt):
+        train.main([*argv, str(tmp_path / "cut")])
+    monkeypatch.undo()
+    with pytest.raises(SystemExit, match="--resume"):
+        train.main([*argv, str(tmp_path / "cut")])
+    with pytest.raises(SystemExit, match="epochs"):
+        train.main(["--model", "csra", "--resume", "--out", str(tmp_path / "cut"), "--epochs", "9"])
+    train.main(["--model", "csra", "--resume", "--out", str(tmp_path / "cut")])
+    states = [torch.load(tmp_path / name / "last.pt", weights_only=True) for name in ("whole", "cut")]
+    for part in ("model", "ema") if ema else ("model",):
+        one, two = (state[part] for state in states)
+        assert all(torch.equal(one[name], two[name]) for name in one)
+    assert [line["epoch"] for line in log(tmp_path / "cut")[1:-1]] == [1, 2, 3]
+    assert log(tmp_path / "cut")[-1]["weights"] == ("ema" if ema else "raw")
+
+
+def test_a_loss_that_is_not_finite_stops_the_run(tmp_path, capsys, monkeypatch):
+    loss, calls = csra.loss, []
+
+    def explode(logits, targets):
+        calls.append(1)
+        return loss(logits, targets) * (math.nan if len(calls) == 7 else 1)
+    monkeypatch.setattr(csra, "loss", explode)
+    with pytest.raises(SystemExit, match="loss nan in epoch 2, step 3, lr 0.003"):
+        train.main(["--model", "csra", *map(str, QUICK), "--epochs", "3", "--out", str(tmp_path)])
+    assert torch.load(tmp_path / "last.pt", weights_only=True)["epoch"] == 1
+
+
+@pytest.mark.parametrize("flags, message", [
+    (("--model", "nonesuch"), "csra"), (("--nonesuch", 1), "usage.*--lam"),
+    (("--data", "nonesuch"), "scenes, csv, voc2007"), (("--data", "csv"), "--root"),
+    (("--heads", 3), "heads=3"), (("--optimizer", "lion"), "--optimizer lion"),
+    (("--augment", "mixup"), "crop, flip"), (("--pretrained",), "--no-pretrained"),
+    (("--backbone", "resnet999"), "resnet999"), (("--amp", "int4"), "bf16"),
+    (("--epochs", "many"), "--epochs"), (("--image-size", "-1"), "image-size")])
+def test_wrong_flags_are_named(flags, message, tmp_path, capsys, monkeypatch):
+    monkeypatch.setenv("HF_HUB_OFFLINE", "1")
+    with pytest.raises(SystemExit) as stop:
+        train.main(["--model", "csra", *map(str, flags), "--out", str(tmp_path / "x")])
+    text = f"{stop.value} {capsys.readouterr().err}"
+    assert stop.value.code not in (0, None) and not (tmp_path / "x").exists()
+    assert all(part in text for part in message.split(".*")), text
+
+
+def test_help_names_recipe_and_hyper_parameters():
+    text = run("csra.py", "--help")
+    assert "--lam" in text and "--weight-decay" in text and "--no-pretrained" in text
+
+
+@pytest.mark.parametrize("schedule", ["step", "cosine", "onecycle"])
+def test_schedules_are_their_formulas(schedule):
+    s = train.RECIPE | dict(schedule=schedule, optimizer="sgd", epochs=6, decay_epochs=2,
+                            warmup_epochs=1.0, pct_start=0.5)
+    groups = [{"params": [torch.nn.Parameter(torch.ones(1))], "lr": lr} for lr in (0.1, 1.0)]
+    optimizer, scheduler = train.optimizer_and_schedule(groups, s, steps=5)
+    for step in range(30):
+        if schedule == "onecycle":  # up to the peak in the first half, down to (nearly) nothing
+            low, high, part = (0.04, 1, step / 14) if step <= 14 else (4e-6, 1, (29 - step) / 15)
+            factor = high + (low - high) * (1 + math.cos(math.pi * part)) / 2
+        else:
+            factor = min((step + 1) / 5, 1)
+            factor *= 0.1 ** (step // 10) if schedule == "step" else \
+                (1 + math.cos(math.pi * step / 30)) / 2
+        assert [g["lr"] for g in optimizer.param_groups] == pytest.approx([factor * 0.1, factor])
+        optimizer.step()
+        if step < 29:
+            scheduler.step()
+
+
+def test_recipes_set_what_there_is_to_set():
+    for name, recipe in csra.RECIPES.items():
+        assert set(recipe) <= {*train.RECIPE, "heads", "lam", "output_stride"}, name
