@@ -1,10 +1,10 @@
 """Data sets -> pictures and targets; transforms; loaders.
 
-    data = load("voc2007", root, "train")    .classes, .paths, .targets (N, K): 1 yes, 0 no, -1 not judged
-    for images, targets in loader(data, ...):   images uint8 (B, 3, H, W); `normalize` on the device
+    data = load("voc2007", root, "train")       .classes, .paths, .targets: 1 yes, 0 no, -1 unknown
+    for images, targets in loader(data, ...):   uint8 (B, 3, H, W); then `normalize` on the device
 
-Splits are train and test everywhere. Every random choice of a sample comes from (seed, epoch, index),
-so the number of workers changes nothing, and a run can be repeated or resumed exactly.
+Splits are train and test everywhere. Every random choice of a sample comes from (seed, epoch,
+index), so the number of workers changes nothing, and a run can be repeated or resumed exactly.
 
 Run: python data.py --data NAME --root DIR [--verify]    the table that one wants before training
 """
@@ -47,7 +47,7 @@ def reading(file, remedy):
 
 @dataclass
 class Dataset:
-    """One split, held as arrays: worker processes share them, where they would copy Python objects."""
+    """One split, held as arrays: worker processes share them; Python objects they would copy."""
     classes: list[str]
     paths: np.ndarray  # (N,) of numpy's variable-width strings
     targets: np.ndarray  # (N, K) int8: 1 yes, 0 no, -1 not judged
@@ -69,7 +69,7 @@ def read_picture(path):
             if len(picture) == 3:  # the same values as Pillow's, sooner
                 return picture
         with Image.open(path) as image:  # grey, CMYK, palette, PNG, WebP, ...
-            if image.mode.startswith("I;16"):  # Pillow would clip 16 bits at 255: take the high byte
+            if image.mode.startswith("I;16"):  # Pillow clips 16 bits at 255: take the high byte
                 image = Image.fromarray((np.asarray(image) >> 8).astype(np.uint8))
             return torch.from_numpy(np.array(image.convert("RGB"))).permute(2, 0, 1)
 
@@ -186,7 +186,7 @@ def load_csv(root, split):
         if classes == ["labels"]:
             def names(row, column):
                 return {name.strip() for name in row[column].split(";")} - {""}
-            classes = sorted(set().union(*(names(row, first.index("labels")) for row in first_rows)))
+            classes = sorted({n for row in first_rows for n in names(row, first.index("labels"))})
             column = {name: k for k, name in enumerate(classes)}
             targets = np.zeros((len(rows), len(classes)), np.int8)
             for i, row in enumerate(rows):
@@ -206,8 +206,9 @@ def load_csv(root, split):
     return Dataset(classes, strings(f"{root}/{row[image]}" for row in rows), targets)
 
 
-VOC = ("aeroplane bicycle bird boat bottle bus car cat chair cow diningtable dog horse motorbike "
-       "person pottedplant sheep sofa train tvmonitor").split()
+VOC = ["aeroplane", "bicycle", "bird", "boat", "bottle", "bus", "car", "cat", "chair", "cow",
+       "diningtable", "dog", "horse", "motorbike", "person", "pottedplant", "sheep", "sofa",
+       "train", "tvmonitor"]
 
 
 def load_voc(root, split, year, test):
@@ -217,7 +218,7 @@ def load_voc(root, split, year, test):
     codes = {"1": 1, "-1": 0, "0": 0 if split == "train" else -1}
     for label in VOC:
         file = folder / "ImageSets" / "Main" / f"{label}_{name}.txt"
-        with reading(file, f"--root must hold the whole VOCdevkit/VOC{year}; --download fetches it"):
+        with reading(file, f"--root must hold VOCdevkit/VOC{year}; --download fetches it"):
             lines = [line.split() for line in file.read_text("utf-8").splitlines() if line.strip()]
             for number, line in enumerate(lines, 1):
                 if len(line) != 2 or line[1] not in codes:
@@ -249,7 +250,8 @@ def load_coco(root, split, year):
     return Dataset([names[number] for number in column], paths, targets)
 
 
-SETS = {"scenes": load_scenes, "csv": load_csv, "voc2007": partial(load_voc, year=2007, test="test"),
+SETS = {"scenes": load_scenes, "csv": load_csv,
+        "voc2007": partial(load_voc, year=2007, test="test"),
         "voc2012": partial(load_voc, year=2012, test="val"),  # its test labels are on a server
         "coco2014": partial(load_coco, year="2014"), "coco2017": partial(load_coco, year="2017")}
 
@@ -258,7 +260,7 @@ def load(name, root=None, split="train", *, drop_unlabelled=False, download=Fals
     """One split as a Dataset. `drop_unlabelled` leaves out pictures without any label, `download`
     fetches VOC, `check` makes a missing picture an error. Raises InputError."""
     if name not in SETS or split not in ("train", "test"):
-        raise InputError(f"no {split!r} split of {name!r}: choose train or test of {', '.join(SETS)}")
+        raise InputError(f"no {split!r} of {name!r}: choose train or test of {', '.join(SETS)}")
     if name != "scenes" and not (root and (download or os.path.isdir(root))):
         raise InputError(f"{name} needs --root, the folder that holds it; {root} is not there")
     if download and name not in ("voc2007", "voc2012"):
@@ -271,10 +273,11 @@ def load(name, root=None, split="train", *, drop_unlabelled=False, download=Fals
         keep = (data.targets == 1).any(1)
         data.paths, data.targets = data.paths[keep], data.targets[keep]
     if not data.targets.size:
-        raise InputError(f"{name}, {split}: {len(data)} pictures, {len(data.classes)} classes in {root}")
+        raise InputError(f"{name} {split} in {root}: {len(data)} pictures, "
+                         f"{len(data.classes)} classes")
     if check and (lost := missing(data)):
-        raise InputError(f"{data.paths[lost[0]]} and {len(lost) - 1} more listed pictures are missing:"
-                        f" `python data.py --data {name} --root {root}` names them all")
+        raise InputError(f"{data.paths[lost[0]]} and {len(lost) - 1} more listed pictures are "
+                         f"missing: `python data.py --data {name} --root {root}` names them all")
     return data
 
 
@@ -286,25 +289,25 @@ def missing(data):
     return [i for i, (folder, file) in enumerate(parts) if file not in there[folder]]
 
 
-# --------------------------------------------------------------------------- transforms and loaders
+# -------------------------------------------------------------------------- transforms and loaders
 
 
 class Cutout(torch.nn.Module):
-    """A square of one random colour, half the picture's side, its centre anywhere in the picture."""
+    """A square of one random colour, half the picture's side; its centre lies in the picture."""
 
     def forward(self, picture):
         h, w = picture.shape[-2:]
         y, x = torch.randint(h, ()), torch.randint(w, ())
-        rows, columns = slice(max(y - h // 4, 0), y + h // 4), slice(max(x - w // 4, 0), x + w // 4)
-        picture = picture.clone()
-        picture[:, rows, columns] = torch.randint(256, (3, 1, 1), dtype=torch.uint8)
-        return picture
+        square = picture.clone()
+        square[:, max(y - h // 4, 0):y + h // 4, max(x - w // 4, 0):x + w // 4] = torch.randint(
+            256, (3, 1, 1), dtype=torch.uint8)
+        return square
 
 
 def transform(image_size, augment=()):
-    """uint8 (3, H, W) -> uint8 (3, image_size, image_size); squashed, unless `augment` has crop."""
+    """uint8 (3, H, W) -> uint8 (3, image_size, image_size), squashed unless `augment` has crop."""
     size = (image_size, image_size)
-    steps = {"crop": v2.RandomResizedCrop(size, scale=(0.7, 1.0)), "flip": v2.RandomHorizontalFlip(),
+    steps = {"crop": v2.RandomResizedCrop(size, (0.7, 1.0)), "flip": v2.RandomHorizontalFlip(),
              "cutout": Cutout(), "randaugment": v2.RandAugment()}
     if set(augment) - set(steps):
         raise InputError(f"unknown augmentation in {augment}: choose from {', '.join(steps)}")
@@ -327,7 +330,7 @@ class Samples(torch.utils.data.Dataset):
 
 
 class Order(torch.utils.data.Sampler):
-    """Keys (epoch, index), shuffled by (seed, epoch) if asked to. Set `.epoch` before each pass."""
+    """Keys (epoch, index), shuffled by (seed, epoch) or in order; set `.epoch` before each pass."""
 
     def __init__(self, count, shuffle, seed):
         self.count, self.shuffle, self.seed, self.epoch = count, shuffle, seed, 0
@@ -355,11 +358,11 @@ def loader(data, image_size, batch_size, augment=(), train=False, seed=0, worker
         samples, batch_size, sampler=Order(len(data), train, seed), collate_fn=collate,
         drop_last=train and len(data) >= batch_size, num_workers=workers,
         persistent_workers=workers > 0, pin_memory=pin,
-        generator=torch.Generator())  # its own: an epoch takes nothing from the global random state
+        generator=torch.Generator())  # its own: the global random state is the training loop's
 
 
 def normalize(images, device, mean, std):
-    """uint8 (B, 3, H, W) -> float32 on `device`: (images / 255 - mean) / std, channel by channel."""
+    """uint8 (B, 3, H, W) -> float32 on `device`: (images / 255 - mean) / std, by channel."""
     mean, std = (255 * torch.tensor(value, device=device).view(3, 1, 1) for value in (mean, std))
     return images.to(device, non_blocking=True).float().sub_(mean).div_(std)
 

@@ -1,11 +1,11 @@
 """Metrics of multi-label recognition, and the evaluation of a checkpoint.
 
 AP has three definitions in use, up to two points apart; every table must say which it shows:
-    all-points   mean, over the positives, of the precision at their score (CSRA, ASL, CPRFL); default
+    all-points   mean, over the positives, of the precision at their score (CSRA, ASL, CPRFL)
     envelope     the same after precision is made monotone from the right; never lower (Q2L)
     11-point     mean of the envelope at recall 0, 0.1, ..., 1 (PASCAL VOC 2007)
-Entries of -1 (not judged) take no part. A class without positives has no AP; it is left out of every
-per-class mean and listed.
+The first is the default. Entries of -1 (not judged) take no part. A class without positives has no
+AP: it is left out of every per-class mean, and listed.
 
 Run: python eval.py --checkpoint OUT/last.pt [--data NAME --root DIR --split test]
 """
@@ -33,7 +33,7 @@ def average_precision(scores, targets, kind="all-points"):
         raise ValueError(f"kind {kind!r}: choose from {', '.join(KINDS)}")
     scores, targets = np.asarray(scores), np.asarray(targets)
     if scores.shape != targets.shape or np.isnan(scores).any():
-        raise ValueError(f"scores {scores.shape} and targets {targets.shape} must match, without nan")
+        raise ValueError(f"scores {scores.shape}, targets {targets.shape}: must match, without nan")
     ap = np.full(scores.shape[1], np.nan)
     for k in range(scores.shape[1]):  # by class: its arrays stay in the cache
         judged = targets[:, k] >= 0
@@ -54,8 +54,8 @@ def average_precision(scores, targets, kind="all-points"):
 
 
 def metrics(scores, targets, threshold=0.5, kind="all-points"):
-    """All in percent: mAP; CP, CR, CF1 (per class, averaged; CF1 from CP and CR); OP, OR, OF1 (over
-    all decisions score > threshold); with suffix _3, the top 3 of a picture that are above it too.
+    """In percent: mAP; CP, CR, CF1 (per class, averaged; CF1 from CP and CR); OP, OR, OF1 (over all
+    decisions score > threshold); with suffix _3, for the top 3 of a picture that are above it too.
     Besides: AP, the list per class (None without positives), and positives, their numbers.
 
     scores: probabilities (N, K); targets (N, K): 1, 0, -1. Precision without predictions counts 0.
@@ -90,7 +90,7 @@ def pick_device():
 
 
 def pick_dtype(amp, device):
-    """Autocast's dtype, None for none. auto: bf16 where the hardware has it, fp16 on older GPUs."""
+    """Autocast's dtype or None. auto: bf16 where the hardware has it, fp16 on older GPUs."""
     if amp not in ("auto", "off", "bf16", "fp16"):
         raise InputError(f"--amp {amp}: choose auto, off, bf16 or fp16")
     if amp != "auto":
@@ -110,8 +110,8 @@ def build_model(method, settings, classes):
     try:
         return method.build(classes, **{name: settings[name] for name in hyper})
     except (OSError, RuntimeError, ValueError) as error:
-        remedy = ("\nPretrained weights need a network once, then they are cached; --no-pretrained "
-                  "starts from random ones.") if settings["pretrained"] else ""
+        remedy = ("\nPretrained weights need a network once, then they are cached; "
+                  "--no-pretrained starts from random ones.") if settings["pretrained"] else ""
         raise InputError(f"{settings['backbone']}: {str(error)[:300]}{remedy}") from error
 
 
@@ -135,7 +135,7 @@ def read_checkpoint(path):
     except (OSError, RuntimeError, EOFError, pickle.UnpicklingError) as error:
         raise InputError(f"{path}: no readable checkpoint ({str(error)[:200]}); "
                          "train.py writes OUT/last.pt after each epoch") from error
-    if not isinstance(checkpoint, dict) or not {"settings", "classes", "model"} <= checkpoint.keys():
+    if not isinstance(checkpoint, dict) or "settings" not in checkpoint:
         raise InputError(f"{path}: not a checkpoint of train.py")
     return checkpoint
 
@@ -161,13 +161,15 @@ def main(argv=None):
     device = pick_device()
     batches = loader(data, settings["image_size"], settings["batch_size"], seed=settings["seed"],
                      workers=settings["workers"])
-    scores, targets = predict(model.to(device), batches, device, pick_dtype(settings["amp"], device),
-                              settings["mean"], settings["std"])
+    dtype = pick_dtype(settings["amp"], device)
+    scores, targets = predict(model.to(device), batches, device, dtype, settings["mean"],
+                              settings["std"])
     result = metrics(scores, targets)
     print(f"{settings['model']} on {name} {args.split}: {len(data)} pictures, {weights} weights, "
           "all-points AP, threshold 0.5")
     for label, ap, count in zip(classes, result["AP"], result["positives"]):
-        print(f"  {label:24}{'no positives' if ap is None else f'{ap:12.2f}'} AP {count:8} positives")
+        ap = "         n/a" if ap is None else f"{ap:12.2f}"
+        print(f"  {label:24}{ap} AP {count:8} positives")
     print(*(f"{key} {value:.2f}" for key, value in result.items() if isinstance(value, float)))
 
 

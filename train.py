@@ -22,28 +22,39 @@ from pathlib import Path
 
 import torch
 from torch.optim import SGD, Adam, AdamW
-from torch.optim.lr_scheduler import (ChainedScheduler, CosineAnnealingLR, LinearLR, OneCycleLR,
-                                      StepLR)
+from torch.optim.lr_scheduler import (
+    ChainedScheduler,
+    CosineAnnealingLR,
+    LinearLR,
+    OneCycleLR,
+    StepLR,
+)
 from torch.optim.swa_utils import AveragedModel, get_ema_multi_avg_fn
 
+from asl import loss_by_name
 from data import InputError, load, loader, normalize
 from eval import build_model, metrics, pick_device, pick_dtype, predict, read_checkpoint
 
-RECIPE = dict(  # what a recipe may set, and what holds where it doesn't
-    backbone="resnet101.tv_in1k", pretrained=True, image_size=448, mean=(0.485, 0.456, 0.406),
-    std=(0.229, 0.224, 0.225), augment=(), drop_unlabelled=False, optimizer="adamw", lr=1e-4,
-    weight_decay=1e-4, schedule="onecycle", pct_start=0.2, decay_epochs=1, warmup_epochs=0.0,
-    epochs=30, batch_size=16, ema=0.0, clip_grad=0.0)
-RUN = dict(  # the rest, of no influence on what the run aims at
-    root=None, out=None, seed=0, workers=-1, amp="auto", compile=False, limit=0, resume=False,
-    download=False)
-HELP = dict(
-    augment="of crop,flip,cutout,randaugment", decay_epochs="schedule step: x 0.1 every so many",
-    optimizer="sgd, adam or adamw", schedule="step, onecycle or cosine", pct_start="of onecycle",
-    warmup_epochs="linear, of step and cosine", ema="decay; 0: none", clip_grad="norm; 0: none",
-    workers="-1: chosen by the device", amp="auto, off, bf16 or fp16", root="folder of the data set",
-    out="folder of the run", limit="only the first N training pictures", mean="r,g,b", std="r,g,b",
-    resume="go on from OUT/last.pt", download="fetch the data set into ROOT")
+RECIPE = {  # what a recipe may set, and what holds where it doesn't
+    "backbone": "resnet101.tv_in1k", "pretrained": True, "image_size": 448,
+    "mean": (0.485, 0.456, 0.406), "std": (0.229, 0.224, 0.225), "augment": (),
+    "drop_unlabelled": False, "loss": "", "optimizer": "adamw", "lr": 1e-4, "weight_decay": 1e-4,
+    "clip_grad": 0.0, "schedule": "onecycle", "pct_start": 0.2, "decay_epochs": 1,
+    "warmup_epochs": 0.0, "epochs": 30, "schedule_epochs": 0, "batch_size": 16, "ema": 0.0}
+RUN = {  # the rest, without influence on what the run aims at
+    "root": None, "out": None, "seed": 0, "workers": -1, "amp": "auto", "compile": False,
+    "limit": 0, "resume": False, "download": False}
+HELP = {
+    "mean": "r,g,b", "std": "r,g,b", "augment": "some of crop,flip,cutout,randaugment",
+    "drop_unlabelled": "leave out pictures without labels", "clip_grad": "norm; 0: none",
+    "loss": "asl, focal, bce or db (mean) in place of the method's own",
+    "optimizer": "sgd, adam or adamw", "schedule": "step, onecycle or cosine",
+    "pct_start": "rising part of onecycle", "decay_epochs": "schedule step: x 0.1 every so many",
+    "warmup_epochs": "linear; step and cosine", "schedule_epochs": "if cut short; 0: epochs",
+    "ema": "decay; 0: none", "root": "folder of the data set", "out": "folder of the run",
+    "workers": "-1: by the device", "amp": "auto, off, bf16 or fp16", "compile": "torch.compile",
+    "limit": "first N training pictures", "resume": "go on from OUT/last.pt",
+    "download": "fetch the data into ROOT"}
 LOG_EVERY = 50  # steps
 
 
@@ -55,7 +66,7 @@ def literal(text):
 
 
 def settings_of(argv):
-    """The method's module and the settings: recipe, then flags; --resume: as stored, then flags."""
+    """The method's module, and its recipe with the flags; --resume: the stored settings."""
     methods = sorted(path.stem for path in Path(__file__).parent.glob("*.py")
                      if "\nRECIPES = " in path.read_text("utf-8"))
     parser = argparse.ArgumentParser(allow_abbrev=False, add_help=False)
@@ -78,7 +89,8 @@ def settings_of(argv):
             kind = {"action": argparse.BooleanOptionalAction}
         elif isinstance(value, tuple):
             kind = {"type": lambda text: tuple(map(literal, filter(None, text.split(","))))}
-        choices = {"model": methods, "data": list(method.RECIPES)}.get(name)
+        choices = {"model": methods, "data": list(method.RECIPES),
+                   "loss": ["asl", "focal", "bce", "db"]}.get(name)
         parser.add_argument("--" + name.replace("_", "-"), choices=choices, **kind,
                             help=f"{HELP.get(name, '')} [{value}]")
     flags = vars(parser.parse_args(argv))
@@ -102,7 +114,8 @@ def settings_of(argv):
 def optimizer_and_schedule(groups, settings, steps):
     """torch's own, stepped once per iteration. `steps`: iterations per epoch."""
     kind = {"sgd": partial(SGD, momentum=0.9), "adam": Adam, "adamw": AdamW}
-    name, schedule, total = settings["optimizer"], settings["schedule"], settings["epochs"] * steps
+    name, schedule = settings["optimizer"], settings["schedule"]
+    total = (settings["schedule_epochs"] or settings["epochs"]) * steps
     if name not in kind or schedule not in ("step", "onecycle", "cosine"):
         raise InputError(f"--optimizer {name} --schedule {schedule}: see --help for the choices")
     optimizer = kind[name](groups, fused=groups[0]["params"][0].device.type in ("cuda", "cpu"))
@@ -112,7 +125,8 @@ def optimizer_and_schedule(groups, settings, steps):
     warmup = max(round(settings["warmup_epochs"] * steps), 1)
     decay = StepLR(optimizer, settings["decay_epochs"] * steps) if schedule == "step" \
         else CosineAnnealingLR(optimizer, total)
-    return optimizer, ChainedScheduler([LinearLR(optimizer, 1 / warmup, total_iters=warmup - 1), decay])
+    rise = LinearLR(optimizer, 1 / warmup, total_iters=warmup - 1)
+    return optimizer, ChainedScheduler([rise, decay])
 
 
 def save(checkpoint, path):
@@ -130,7 +144,7 @@ def train(method, settings):
     out = Path(s["out"] or f"runs/{s['model']}-{s['data']}-{time.strftime('%Y%m%d-%H%M%S')}")
     s["out"], last = str(out), out / "last.pt"
     if last.is_file() and not s["resume"]:
-        raise InputError(f"{last} is there already: --resume goes on from it, --out starts elsewhere")
+        raise InputError(f"{last} is there: --resume goes on from it, --out starts elsewhere")
     data = {split: load(s["data"], s["root"], split, drop_unlabelled=s["drop_unlabelled"],
                         download=s["download"]) for split in ("train", "test")}
     classes = data["train"].classes
@@ -148,6 +162,10 @@ def train(method, settings):
     model = build_model(method, s, classes).to(device, memory_format=torch.channels_last)
     groups = method.param_groups(model, s["lr"], s["weight_decay"])
     optimizer, scheduler = optimizer_and_schedule(groups, s, len(batches))
+    loss_of = method.loss
+    if s["loss"]:
+        positives = torch.from_numpy((data["train"].targets == 1).sum(0)).to(device)
+        loss_of = loss_by_name(s["loss"], positives, len(data["train"]), s["data"])
     scaler = torch.amp.GradScaler(device.type, enabled=dtype is torch.float16)
     ema = AveragedModel(model, multi_avg_fn=get_ema_multi_avg_fn(s["ema"]), use_buffers=True) \
         if s["ema"] else None
@@ -170,8 +188,8 @@ def train(method, settings):
     elif s["resume"]:
         print(f"{last} is not there yet: starting at the first epoch")
     out.mkdir(parents=True, exist_ok=True)
-    print(f"{s['model']} on {s['data']}: {len(data['train'])} pictures to train, {len(data['test'])} "
-          f"to test, {len(classes)} classes; {device}, autocast {dtype}; in {out}")
+    print(f"{s['model']} on {s['data']}: {len(data['train'])} training and {len(data['test'])} "
+          f"test pictures, {len(classes)} classes; {device}, autocast {dtype}; to {out}")
     print(*(f"{name}={value}" for name, value in s.items()))
     log = (out / "log.jsonl").open("w")
     record = [{"settings": s, "torch": torch.__version__, "device": str(device),
@@ -186,7 +204,7 @@ def train(method, settings):
             images = normalize(images, device, s["mean"], s["std"])
             with torch.autocast(device.type, dtype, enabled=dtype is not None):
                 logits = model(images)
-            loss = method.loss(logits, targets.to(device, non_blocking=True))
+            loss = loss_of(logits, targets.to(device, non_blocking=True))
             scaler.scale(loss).backward()
             if s["clip_grad"]:
                 scaler.unscale_(optimizer)
@@ -228,13 +246,13 @@ def train(method, settings):
               "cuda_rng": torch.cuda.get_rng_state_all() if device.type == "cuda" else None,
               "epoch": epoch + 1, "history": history, "settings": s, "classes": classes}, last)
     best = max(history, key=lambda line: line["mAP"])
-    final = {"mAP": history[-1]["mAP"], "weights": "ema" if ema else "raw", "checkpoint": str(last),
+    final = {"mAP": history[-1]["mAP"], "weights": "ema" if ema else "raw",
              "best_mAP_on_test": best["mAP"], "best_epoch_on_test": best["epoch"],
-             "seconds": time.time() - begin}
+             "seconds": time.time() - begin, "checkpoint": str(last)}
     log.write(json.dumps(final) + "\n")
     log.close()
     print(f"mAP {final['mAP']:.2f} on test, {final['weights']} weights after the last epoch (best "
-          f"epoch, picked on test: {best['mAP']:.2f} in {best['epoch']}); {final['seconds']:.0f} s\n"
+          f"epoch, picked on test: {best['mAP']:.2f}, {best['epoch']}); {final['seconds']:.0f} s\n"
           f"python eval.py --checkpoint {last}")
     return final
 

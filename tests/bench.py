@@ -14,11 +14,11 @@ from PIL import Image
 from torchvision import transforms as v1
 
 sys.path.insert(0, str(Path(__file__).parent.parent))
-import data  # noqa: E402
+import data
 
 
 def rates(ways, items, repeats=5):
-    """Items/s of each way, the median of `repeats`; the ways take turns, so that noise hits all."""
+    """Items/s of each way, the median of `repeats`; the ways take turns: noise hits them all."""
     seconds = {name: [] for name in ways}
     for _ in range(repeats):
         for name, way in ways.items():
@@ -42,22 +42,24 @@ def input_speed(images):
         if not images:
             made_pictures(Path(made))
         paths = sorted(str(p) for p in Path(images or made).rglob("*.jpg"))[:160]
-        print(f"\nInput: pictures/s on one core, 448 px, {len(paths)} pictures, {images or 'made ones'}")
+        print(f"\nInput: pictures/s on one core, 448 px; {len(paths)} of {images or 'made ones'}")
         finish = [v1.ToTensor(), v1.Normalize((0.485, 0.456, 0.406), (0.229, 0.224, 0.225))]
         plain = {"evaluation": [v1.Resize((448, 448))],
-                 "CSRA training": [v1.RandomResizedCrop(448, (0.7, 1.0)), v1.RandomHorizontalFlip()],
+                 "CSRA training": [v1.RandomResizedCrop(448, (0.7, 1)), v1.RandomHorizontalFlip()],
                  "RandAugment + Cutout": [v1.Resize((448, 448)), v1.RandAugment()]}
         ours = {"evaluation": (), "CSRA training": ("crop", "flip"),
                 "RandAugment + Cutout": ("cutout", "randaugment")}
         for name, steps in plain.items():
-            whole, mine = v1.Compose(steps + finish), data.transform(448, ours[name])
-            rate = rates({"plain": lambda p: whole(Image.open(p).convert("RGB")),
-                          "ours": lambda p: mine(data.read_picture(p))}, paths)
+            plain_way = v1.Compose([Image.open, lambda image: image.convert("RGB"), *steps, *finish])
+            our_way = v1.Compose([data.read_picture, data.transform(448, ours[name])])
+            rate = rates({"plain": plain_way, "ours": our_way}, paths)
             print(f"  {name:22} plain {rate['plain']:6.1f}  ours {rate['ours']:6.1f}  "
                   f"ratio {rate['ours'] / rate['plain']:.2f}")
-        apart = [np.abs(np.asarray(plain["evaluation"][0](Image.open(p).convert("RGB"))).astype(int)
-                        - data.transform(448)(data.read_picture(p)).permute(1, 2, 0).numpy())
-                 for p in paths]
+        apart, resize = [], v1.Resize((448, 448))
+        for path in paths:
+            expected = np.asarray(resize(Image.open(path).convert("RGB"))).astype(int)
+            picture = data.transform(448)(data.read_picture(path)).permute(1, 2, 0).numpy()
+            apart.append(np.abs(expected - picture))
         print(f"  evaluation, grey levels apart: at most {max(a.max() for a in apart)}, "
               f"on average {np.mean([a.mean() for a in apart]):.4f}")
         start = time.perf_counter()

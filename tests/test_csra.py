@@ -20,7 +20,8 @@ def test_parity_with_the_released_model(entry):
                for h in range(config["heads"])}
     file = HERE.parent.parent / "shared" / "parity" / "csra.json"
     if file.is_file():
-        assert {k: list(v) for k, v in shapes.items()} == json.loads(file.read_text())[entry]["keys"]
+        keys = json.loads(file.read_text())[entry]["keys"]
+        assert {name: list(shape) for name, shape in shapes.items()} == keys
     model = csra.build(list(range(config["K"])), backbone="resnet18", pretrained=False,
                        image_size=224, heads=config["heads"], lam=config["lam"]).eval()
     state = {f"module.{name}": tensor for name, tensor in released_weights(shapes).items()}

@@ -15,7 +15,8 @@ from data import InputError, load
 
 def picture(path, mode="RGB", size=(50, 40), **options):
     path.parent.mkdir(parents=True, exist_ok=True)
-    values = np.random.default_rng(len(path.name)).integers(0, 256, (size[1], size[0], 3), np.uint8)
+    rng = np.random.default_rng(len(path.name))
+    values = rng.integers(0, 256, (size[1], size[0], 3), np.uint8)
     Image.fromarray(values).resize(size).convert(mode).save(path, **options)
 
 
@@ -120,8 +121,8 @@ def coco_matrix(content):
 
 def test_coco(tmp_path):
     content = {"images": [{"id": 7, "file_name": "b.jpg"}, {"id": 3, "file_name": "a.jpg"}],
-               "categories": [{"id": 90, "name": "z"}, {"id": 2, "name": "N/A"}, {"id": 5, "name": "y"}],
-               "annotations": [{"image_id": 7, "category_id": 90}, {"image_id": 7, "category_id": 2}]}
+               "categories": [{"id": i, "name": n} for i, n in ((90, "z"), (2, "N/A"), (5, "y"))],
+               "annotations": [{"image_id": 7, "category_id": i} for i in (90, 2)]}
     (tmp_path / "annotations").mkdir()
     file = tmp_path / "annotations/instances_train2017.json"
     file.write_text(json.dumps(content))
@@ -168,7 +169,8 @@ def test_scenes():
 @pytest.mark.parametrize("name, mode, options", [
     ("rgb.jpg", "RGB", {}), ("grey.jpg", "L", {}), ("cmyk.jpg", "CMYK", {}), ("p.png", "P", {}),
     ("rgba.png", "RGBA", {}), ("x.webp", "RGB", {}), ("x.gif", "P", {}), ("one.png", "1", {}),
-    ("turned.jpg", "RGB", {"exif": b"Exif\0\0MM\0*\0\0\0\x08\0\x01\x01\x12\0\x03\0\0\0\x01\0\x06\0\0\0\0\0\0"})])
+    ("turned.jpg", "RGB", {"exif": b"Exif\0\0MM\0*\0\0\0\x08\0\x01\x01\x12\0\x03\0\0\0\x01\0\x06"
+                                   b"\0\0\0\0\0\0"})])
 def test_pictures_read_as_pillow_reads_them(tmp_path, name, mode, options):
     picture(tmp_path / name, mode, **options)
     expected = np.asarray(Image.open(tmp_path / name).convert("RGB"))
@@ -234,5 +236,5 @@ def test_table(tmp_path):
     write_csv(tmp_path, "image,cat,dog\na.jpg,1,0\nb.jpg,1,-1\n")
     lines = run("data.py", "--data", "csv", "--root", tmp_path).splitlines()
     assert lines[0].startswith("csv train: 2 pictures, 2 classes, 1.00 labels per picture")
-    assert [line.split() for line in lines[2:4]] == [["cat", "2", "0", "0"], ["dog", "0", "1", "1"]]
+    assert [line.split() for line in lines[2:4]] == [["cat", *"200"], ["dog", *"011"]]
     assert next(csv.reader([lines[-1]])) == ["0 pictures missing or unreadable"]

@@ -45,7 +45,8 @@ def brute_force_table(scores, targets, threshold):
         have = [c for c in counts if c[2]] or [(0, 0, 1)]
         tp, predicted, positives = map(sum, zip(*counts))
         for name, p, r in (
-                ("C", np.mean([t / p if p else 0 for t, p, _ in have]), np.mean([t / n for t, _, n in have])),
+                ("C", np.mean([t / p if p else 0 for t, p, _ in have]),
+                 np.mean([t / n for t, _, n in have])),
                 ("O", tp / predicted if predicted else 0, tp / positives if positives else 0)):
             result |= {f"{name}P{suffix}": p, f"{name}R{suffix}": r,
                        f"{name}F1{suffix}": 2 * p * r / (p + r) if p + r else 0}
@@ -67,7 +68,8 @@ def test_metrics_are_their_definitions():
         scores, targets = random_case(rng)
         for kind in KINDS:
             expected = [brute_force_ap(s, t, kind) for s, t in zip(scores.T, targets.T)]
-            np.testing.assert_allclose(average_precision(scores, targets, kind), expected, atol=1e-12)
+            found = average_precision(scores, targets, kind)
+            np.testing.assert_allclose(found, expected, atol=1e-12)
         result, expected = metrics(scores, targets), brute_force_table(scores, targets, 0.5)
         for name, value in expected.items():
             assert result[name] == pytest.approx(value, abs=1e-9), name
@@ -98,7 +100,8 @@ def test_envelope_is_never_lower_and_order_changes_nothing():
     for kind in KINDS:
         np.testing.assert_allclose(average_precision(scores, targets, kind),
                                    average_precision(scores[order], targets[order], kind))
-    assert (average_precision(scores, targets, "envelope") >= average_precision(scores, targets)).all()
+    envelope = average_precision(scores, targets, "envelope")
+    assert (envelope >= average_precision(scores, targets)).all()
 
 
 def test_speed_at_coco_size():

@@ -1,0 +1,194 @@
+"""ASL: the asymmetric loss, its relatives, and the plain baseline that every paper compares with.
+
+Paper: Ridnik et al., "Asymmetric Loss for Multi-Label Classification", ICCV 2021,
+arXiv 2009.14119. Its equations:
+
+    (2)  L = -y L+ - (1 - y) L-        cross-entropy: L+ = log p,           L- = log(1 - p)
+    (3)  focal loss:                   L+ = (1 - p)^g log p,   L- = p^g log(1 - p)
+    (4)  two gammas:                   L+ = (1 - p)^g+ log p,  L- = p^g- log(1 - p)
+    (5)  p_m = max(p - m, 0)           shifted probability
+    (6)  L- = p_m^g- log(1 - p_m)
+    (7)  ASL: L+ of (4), L- of (6)
+
+Paper, released code, this file:
+- The focusing weights carry no gradient in the released code (its default); the paper doesn't say.
+  Here `detach`, True as released.
+- Released: sum over batch and classes. Here the same default; --loss asl takes the mean.
+- Released: log of max(p, 1e-8), which is no bound at all in fp16 (it rounds to 0) and stops the
+  gradient of a confident mistake. Here logsigmoid, in float32 whatever comes in, and no epsilon.
+- Released: 224 px unless told otherwise; the paper's 448 px here. TResNet: inputs in [0, 1].
+- Left out: adaptive asymmetry (Eq. 10-11).
+
+Run: python asl.py                            synthetic scenes on a CPU; README has the figures
+     python asl.py --data coco2014 --root DIR the paper's recipe, for its 86.6 mAP (not run here)
+Copy: the losses need nothing but torch.
+"""
+from functools import partial
+
+import timm
+import torch
+import torch.nn.functional as F
+from torch import nn
+
+
+def asymmetric_loss(logits, targets, gamma_neg=4, gamma_pos=0, clip=0.05, detach=True,
+                    reduction="sum"):
+    """Eq. 7. logits (B, K); targets (B, K): 1, 0, or -1, which takes no part. clip: the margin m.
+
+    `detach`: weights without gradient. `reduction`: sum, mean (over the judged entries) or none.
+    """
+    z = logits.to(torch.promote_types(logits.dtype, torch.float32))
+    p_m = (torch.sigmoid(z) - clip).clamp(min=0)  # Eq. 5
+    loss_pos = F.logsigmoid(z)  # Eq. 2
+    loss_neg = torch.log1p(-p_m) if clip else F.logsigmoid(-z)
+    if gamma_pos:
+        loss_pos = loss_pos * focus(torch.sigmoid(-z), gamma_pos, detach)  # Eq. 4
+    if gamma_neg:
+        loss_neg = loss_neg * focus(p_m, gamma_neg, detach)  # Eq. 6
+    return reduced(-torch.where(targets > 0, loss_pos, loss_neg), targets, reduction)  # Eq. 7
+
+
+def focus(p, gamma, detach):
+    """p^gamma; with gradient, p stays off 0, where a root's slope is not finite."""
+    return (p.detach() if detach else p.clamp(min=1e-30)) ** gamma
+
+
+def reduced(loss, targets, reduction):
+    """(B, K) -> sum, mean or itself, over the judged entries."""
+    judged = targets >= 0
+    loss = loss * judged
+    if reduction == "none":
+        return loss
+    return loss.sum() if reduction == "sum" else loss.sum() / judged.sum().clamp(min=1)
+
+
+def binary_cross_entropy(logits, targets, reduction="sum"):
+    """Eq. 2: no focusing, no margin."""
+    return asymmetric_loss(logits, targets, 0, 0, 0, reduction=reduction)
+
+
+def focal_loss(logits, targets, gamma=2, reduction="sum"):
+    """Eq. 3: one gamma, no margin; the weights carry gradient, as in Lin et al., ICCV 2017."""
+    return asymmetric_loss(logits, targets, gamma, gamma, 0, detach=False, reduction=reduction)
+
+
+DB_SETTINGS = {"voc-lt": {"mu": 0.3, "lam": 5.0}, "coco-lt": {"mu": 0.2, "lam": 2.0}}  # published
+
+
+def rebalanced_weight(targets, class_freq, alpha, beta, mu):
+    """r-hat (B, K) of the distribution-balanced loss, in [alpha, alpha + 1].
+
+    How often class k is drawn when classes are drawn evenly, over how often its picture is: label
+    co-occurrence makes the second larger.
+    """
+    per_class = 1 / class_freq.clamp(min=1)  # P^C, but for the factor 1 / K that cancels
+    per_picture = ((targets > 0) * per_class).sum(1, keepdim=True)  # P^I; without labels 0, r inf
+    return alpha + torch.sigmoid(beta * (per_class / per_picture - mu))
+
+
+def distribution_balanced_loss(logits, targets, class_freq, num_images=None, alpha=0.1, beta=10.0,
+                               mu=0.3, kappa=0.05, lam=5.0, gamma=2, reduction="mean"):
+    """Wu et al., "Distribution-Balanced Loss", ECCV 2020, arXiv 2007.09654.
+
+    class_freq (K,): training pictures per class; num_images: of all, by default class_freq's sum.
+    gamma > 0 adds the focal weight (DB-focal, the variant that tables quote; its constant factor 2
+    in the released code is left out); 0 is the plain DB loss.
+    """
+    z = logits.to(torch.promote_types(logits.dtype, torch.float32))
+    class_freq = torch.as_tensor(class_freq, dtype=z.dtype, device=z.device)
+    prior = class_freq.clamp(min=1) / (num_images or class_freq.sum())
+    z = z + kappa * torch.logit(prior, eps=1e-6)  # z - nu: rare classes need less to be negative
+    y = targets > 0
+    scale = torch.where(y, 1.0, lam)  # negative-tolerant: steep but bounded, its weight 1 / lam
+    bce = F.softplus(torch.where(y, -z, lam * z))
+    weight = rebalanced_weight(targets, class_freq, alpha, beta, mu) / scale
+    return reduced(weight * (1 - torch.exp(-bce)) ** gamma * bce, targets, reduction)
+
+
+def loss_by_name(name, class_freq, num_images, data):
+    """What --loss asl|focal|bce|db gives any method: the mean, so that its rate stays apt."""
+    if name == "db":
+        return partial(distribution_balanced_loss, class_freq=class_freq, num_images=num_images,
+                       **DB_SETTINGS.get(data, {}))
+    losses = {"asl": asymmetric_loss, "focal": focal_loss, "bce": binary_cross_entropy}
+    return partial(losses[name], reduction="mean")
+
+
+class Baseline(nn.Module):
+    """Backbone, global average pooling, one linear layer; made by `build`."""
+
+    def __init__(self, num_classes, backbone, pretrained, image_size, output_stride):
+        super().__init__()
+        fixed = getattr(timm.get_pretrained_cfg(backbone), "fixed_input_size", False)  # ViT, Swin
+        self.backbone = timm.create_model(
+            backbone, pretrained=pretrained, num_classes=0, global_pool="",
+            img_size=image_size if fixed else None, output_stride=output_stride)
+        self.head = nn.Linear(self.backbone.num_features, num_classes)
+
+    def features(self, images):
+        """(B, 3, h, w) -> (B, d, H, W), from NCHW (ResNet), NHWC (Swin) or tokens (ViT)."""
+        x = self.backbone.forward_features(images)
+        if x.ndim == 3:  # (B, class and register tokens + HW, d)
+            grid = self.backbone.patch_embed.dynamic_feat_size(images.shape[-2:])
+            x = x[:, self.backbone.num_prefix_tokens:].transpose(1, 2).unflatten(2, grid)
+        elif getattr(self.backbone, "output_fmt", "NCHW") == "NHWC":
+            x = x.permute(0, 3, 1, 2)
+        return x
+
+    def forward(self, images):
+        return self.head(self.features(images).mean((2, 3)))
+
+    def attention(self, images):
+        """Logits (B, K) and class activation maps (B, K, H, W), whose means are the logits."""
+        maps = self.head(self.features(images).permute(0, 2, 3, 1)).permute(0, 3, 1, 2)
+        return maps.mean((2, 3)), maps
+
+
+def build(classes, *, backbone, pretrained, image_size, output_stride=None):
+    """Images (B, 3, image_size, image_size) -> logits (B, len(classes)).
+
+    `backbone`: a timm name. `output_stride`: 8 or 16 keeps a ResNet's maps finer than 1/32.
+    """
+    return Baseline(len(classes), backbone, pretrained, image_size, output_stride)
+
+
+loss = asymmetric_loss  # the defaults are the paper's
+
+
+def param_groups(model, lr, weight_decay):
+    """No weight decay on one-dimensional parameters (biases, norms), as released."""
+    params = [*model.parameters()]
+    return [{"params": [p for p in params if p.ndim > 1], "lr": lr, "weight_decay": weight_decay},
+            {"params": [p for p in params if p.ndim <= 1], "lr": lr, "weight_decay": 0.0}]
+
+
+def from_official(state):
+    """A released TResNet checkpoint's tensors under this model's names (timm's conversion)."""
+    state = state.get("model", state.get("state_dict", state))
+    state = {name.removeprefix("module."): tensor for name, tensor in state.items()}
+    state = timm.models.tresnet.checkpoint_filter_fn(state, None)
+    return {name.replace("head.fc.", "head.") if name.startswith("head.") else f"backbone.{name}":
+            tensor for name, tensor in state.items()}
+
+
+PAPER = {
+    "backbone": "tresnet_l.miil_in1k", "pretrained": True, "image_size": 448, "mean": (0., 0., 0.),
+    "std": (1., 1., 1.), "augment": ("cutout", "randaugment"), "optimizer": "adam", "lr": 1e-4,
+    "weight_decay": 1e-4, "schedule": "onecycle", "pct_start": 0.2, "epochs": 41,
+    "schedule_epochs": 80, "batch_size": 128, "ema": 0.9997}
+RECIPES = {
+    "scenes": dict(
+        PAPER, backbone="test_resnet", pretrained=False, image_size=128, output_stride=16,
+        mean=(0.5, 0.5, 0.5), std=(0.25, 0.25, 0.25), augment=("flip",), optimizer="adamw",
+        lr=3e-3, weight_decay=1e-2, epochs=8, schedule_epochs=0, batch_size=64, ema=0.),
+    "csv": PAPER,
+    "coco2014": dict(PAPER, drop_unlabelled=True),  # paper: 86.6 mAP
+    "voc2007": PAPER,  # paper: 94.6
+    "nuswide": dict(PAPER, image_size=240),  # paper: 65.2
+}
+
+if __name__ == "__main__":
+    import sys
+
+    import train
+    train.main(["--model", "asl", *sys.argv[1:]])

@@ -1,0 +1,290 @@
+"""Q2L: Query2Label. Label embeddings look for their class in the picture, by cross-attention.
+
+Paper: Liu et al., "Query2Label: A Simple Transformer Way to Multi-Label Classification",
+arXiv 2107.10834. The equations are numbered here, in the order of the paper's section 3; ~ means
+that a position embedding has been added, F are the feature map's H W tokens of width d:
+
+    (1)  Q'  = MHA(~Q, ~Q, Q)         self-attention among the labels
+    (2)  Q'' = MHA(~Q', ~F, F)        cross-attention from labels to tokens
+    (3)  Q_i = FFN(Q'')               decoder layer i
+    (4)  p_k = sigmoid(W_k . Q_k + b_k)
+    (5)  y = 1: (1 - p)^g+ log p;  y = 0: p^g- log(1 - p)      simplified asymmetric loss
+
+Paper, released code, this file:
+- Eq. 1: the released decoder has no self-attention (deleted by default), and so its checkpoints.
+  Here `self_attention=False` is the released decoder, True the paper's.
+- Eq. 5: the paper has g+ 0, g- 1; the released command g- 2, weights without gradient, p at least
+  1e-5, sum / B / K * 1000. Here `loss` is the released one; GAMMAS names both pairs.
+- The decoder starts from zeros; label embeddings are the labels' positions, added in every layer.
+- Released: a rate multiplier of batch / 256 that OneCycle overrides, a Cutout of about one pixel:
+  without effect, left out. An early stop, 8 epochs after the best on the test set: left out.
+- ResNets: every BatchNorm, the stem and layer1 are frozen, as released (`freeze`). Without
+  pretrained weights they would stay random: --no-freeze.
+
+Run: python q2l.py                            synthetic scenes on a CPU; README has the figures
+     python q2l.py --data coco2014 --root DIR the released recipe, for 84.9 mAP (not run here)
+Copy: the file stands alone.
+"""
+import math
+import warnings
+
+import timm
+import torch
+import torch.nn.functional as F
+from timm.models import resnet, swin_transformer, tresnet
+from torch import nn
+
+GAMMAS = {"paper": {"gamma_pos": 0, "gamma_neg": 1}, "released": {"gamma_pos": 0, "gamma_neg": 2}}
+
+
+class Attention(nn.Module):
+    """Multi-head attention with torch.nn.MultiheadAttention's parameters, through torch's fused
+    kernel; queries of batch size 1 serve all pictures."""
+
+    def __init__(self, d, heads, dropout):
+        super().__init__()
+        self.heads, self.dropout = heads, dropout
+        self.in_proj_weight = nn.Parameter(torch.empty(3 * d, d))
+        self.in_proj_bias = nn.Parameter(torch.zeros(3 * d))
+        self.out_proj = nn.Linear(d, d)
+        nn.init.zeros_(self.out_proj.bias)
+
+    def forward(self, q, k, v, need_map=False):
+        """q (B or 1, N, d), k and v (B, M, d) -> (B, N, d), and the weights (B, heads, N, M)."""
+        q, k, v = (F.linear(x, w, b).unflatten(-1, (self.heads, -1)).transpose(1, 2)
+                   for x, w, b in zip((q, k, v), self.in_proj_weight.chunk(3),
+                                      self.in_proj_bias.chunk(3)))  # (B, heads, N or M, d / heads)
+        q = q.expand(len(k), -1, -1, -1)
+        x = F.scaled_dot_product_attention(q, k, v, dropout_p=self.dropout * self.training)
+        x = self.out_proj(x.transpose(1, 2).flatten(2))
+        if not need_map:
+            return x, None
+        return x, torch.softmax(q @ k.transpose(-1, -2) / math.sqrt(q.shape[-1]), -1)
+
+
+class EncoderLayer(nn.Module):
+    """Post-norm; positions are added to queries and keys."""
+
+    def __init__(self, d, heads, ffn, dropout):
+        super().__init__()
+        self.self_attn = Attention(d, heads, dropout)
+        self.linear1, self.linear2 = nn.Linear(d, ffn), nn.Linear(ffn, d)
+        self.norm1, self.norm2 = nn.LayerNorm(d), nn.LayerNorm(d)
+        self.dropout = nn.Dropout(dropout)
+
+    def forward(self, x, pos):
+        """x (B, HW, d), pos (HW, d)"""
+        x = self.norm1(x + self.dropout(self.self_attn(x + pos, x + pos, x)[0]))
+        hidden = self.dropout(self.linear1(x).relu())  # (B, HW, ffn)
+        return self.norm2(x + self.dropout(self.linear2(hidden)))
+
+
+class DecoderLayer(nn.Module):
+    """Eq. 1-3, post-norm. Without self-attention there is no norm1, as in the released model."""
+
+    def __init__(self, d, heads, ffn, dropout, self_attention):
+        super().__init__()
+        if self_attention:
+            self.self_attn, self.norm1 = Attention(d, heads, dropout), nn.LayerNorm(d)
+        self.multihead_attn = Attention(d, heads, dropout)
+        self.linear1, self.linear2 = nn.Linear(d, ffn), nn.Linear(ffn, d)
+        self.norm2, self.norm3 = nn.LayerNorm(d), nn.LayerNorm(d)
+        self.dropout, self.self_attention = nn.Dropout(dropout), self_attention
+
+    def forward(self, x, label_pos, keys, tokens, need_map=False):
+        """x (B or 1, K, d), label_pos (K, d), keys and tokens (B, HW, d) -> (B, K, d), map."""
+        if self.self_attention:
+            q = x + label_pos
+            x = self.norm1(x + self.dropout(self.self_attn(q, q, x)[0]))  # Eq. 1
+        found, weights = self.multihead_attn(x + label_pos, keys, tokens, need_map)  # Eq. 2
+        x = self.norm2(x + self.dropout(found))
+        hidden = self.dropout(self.linear1(x).relu())  # (B, K, ffn)
+        return self.norm3(x + self.dropout(self.linear2(hidden))), weights  # Eq. 3
+
+
+def sine_positions(height, width, d, device):
+    """(HW, d): for rows, then columns, d/4 sines and cosines, interleaved, of the cell's 1-based
+    index scaled to end at 2 pi. Made from the map that arrives, whatever its size and shape."""
+    turns = [torch.arange(1, n + 1, device=device) / (n + 1e-6) * 2 * math.pi
+             for n in (height, width)]
+    rates = 10000 ** (torch.arange(0, d // 2, 2, device=device) / (d // 2))
+    rows, columns = (torch.stack([(t[:, None] / rates).sin(), (t[:, None] / rates).cos()], -1)
+                     .flatten(1) for t in turns)  # (H, d / 2), (W, d / 2)
+    return torch.cat([rows[:, None].expand(-1, width, -1),
+                      columns[None].expand(height, -1, -1)], -1).flatten(0, 1)
+
+
+class Q2LHead(nn.Module):
+    """Logits (B, K) from feature maps (B, d, H, W) of the Transformer's width."""
+
+    def __init__(self, num_classes, d, ffn, heads, encoder_layers, decoder_layers, self_attention,
+                 dropout):
+        super().__init__()
+        self.encoder = nn.ModuleList(
+            EncoderLayer(d, heads, ffn, dropout) for _ in range(encoder_layers))
+        self.decoder = nn.ModuleList(
+            DecoderLayer(d, heads, ffn, dropout, self_attention) for _ in range(decoder_layers))
+        for p in self.parameters():
+            if p.ndim > 1:
+                nn.init.xavier_uniform_(p)
+        self.norm = nn.LayerNorm(d)
+        self.query_embed = nn.Parameter(torch.randn(num_classes, d))
+        bound = 1 / math.sqrt(d)
+        self.W = nn.Parameter(torch.empty(num_classes, d).uniform_(-bound, bound))
+        self.b = nn.Parameter(torch.empty(num_classes).uniform_(-bound, bound))
+
+    def forward(self, x, need_maps=False):
+        """Logits (B, K), and with `need_maps` the weights (B, layers, heads, K, H, W)."""
+        H, W = x.shape[-2:]
+        pos = sine_positions(H, W, x.shape[1], x.device).to(x.dtype)
+        tokens = x.flatten(2).transpose(1, 2)  # (B, HW, d)
+        for layer in self.encoder:
+            tokens = layer(tokens, pos)
+        keys, maps = tokens + pos, []
+        # The labels start alike for all pictures: one row of queries until they have seen a token.
+        # Not so in training with self-attention, whose dropout is drawn for each picture.
+        rows = len(tokens) if self.training and self.decoder[0].self_attention else 1
+        labels = torch.zeros_like(self.query_embed).expand(rows, -1, -1)
+        for layer in self.decoder:
+            labels, weights = layer(labels, self.query_embed, keys, tokens, need_maps)
+            maps.append(weights)
+        logits = (self.norm(labels) * self.W).sum(-1) + self.b  # Eq. 4
+        return logits, torch.stack(maps, 1).unflatten(-1, (H, W)) if need_maps else None
+
+
+class Q2L(nn.Module):
+    """A timm backbone, the projection to width d, and the head; made by `build`."""
+
+    def __init__(self, num_classes, backbone, pretrained, image_size, d_model, project, freeze,
+                 output_stride, **head):
+        super().__init__()
+        fixed = getattr(timm.get_pretrained_cfg(backbone), "fixed_input_size", False)  # ViT, Swin
+        self.backbone = timm.create_model(
+            backbone, pretrained=pretrained, num_classes=0, global_pool="",
+            img_size=image_size if fixed else None, output_stride=output_stride)
+        self.random_frozen = freeze and isinstance(self.backbone, resnet.ResNet) and not pretrained
+        if freeze and isinstance(self.backbone, resnet.ResNet):
+            for part in (self.backbone.conv1, self.backbone.layer1):
+                part.requires_grad_(False)
+            self.backbone = timm.layers.freeze_batch_norm_2d(self.backbone)
+        width = self.backbone.num_features
+        same = project is False or (project is None and width == d_model)
+        self.input_proj = nn.Identity() if same else nn.Conv2d(width, d_model, 1)
+        self.head = Q2LHead(num_classes, d_model, **head)
+
+    def features(self, images):
+        """(B, 3, h, w) -> (B, d, H, W), from NCHW (ResNet), NHWC (Swin) or tokens (ViT)."""
+        x = self.backbone.forward_features(images)
+        if x.ndim == 3:  # (B, class and register tokens + HW, d)
+            grid = self.backbone.patch_embed.dynamic_feat_size(images.shape[-2:])
+            x = x[:, self.backbone.num_prefix_tokens:].transpose(1, 2).unflatten(2, grid)
+        elif getattr(self.backbone, "output_fmt", "NCHW") == "NHWC":
+            x = x.permute(0, 3, 1, 2)
+        return self.input_proj(x)
+
+    def forward(self, images):
+        return self.head(self.features(images))[0]
+
+    def attention(self, images):
+        """Logits (B, K) and cross-attention maps (B, layers, heads, K, H, W), each of sum 1."""
+        return self.head(self.features(images), need_maps=True)
+
+
+def build(classes, *, backbone, pretrained, image_size, d_model=2048, ffn=8192, heads=4,
+          encoder_layers=1, decoder_layers=2, self_attention=False, project=None, dropout=0.1,
+          freeze=True, output_stride=None):
+    """Images (B, 3, h, w) -> logits (B, len(classes)); a ResNet takes any h and w, at any time.
+
+    `self_attention`: True is the paper's decoder, False the released one. `project`: None is the
+    identity where the backbone's width is d_model, else a 1 x 1 convolution; True always is one.
+    `freeze`: BatchNorm, stem and layer1 of ResNets. `output_stride`: 8 or 16 keeps maps finer.
+    """
+    return Q2L(len(classes), backbone, pretrained, image_size, d_model, project, freeze,
+               output_stride, ffn=ffn, heads=heads, encoder_layers=encoder_layers,
+               decoder_layers=decoder_layers, self_attention=self_attention, dropout=dropout)
+
+
+def loss(logits, targets, gamma_pos=0, gamma_neg=2, eps=1e-5):
+    """Eq. 5 as released: detached weights, sum / B / K * 1000. (B, K); targets of -1 take no part.
+
+    The 1000 matters to Adam only through its epsilon and to clipping. Paper: GAMMAS["paper"].
+    """
+    p = torch.sigmoid(logits.to(torch.promote_types(logits.dtype, torch.float32)))
+    truth = torch.where(targets > 0, p, 1 - p)  # probability of what is true
+    gamma = torch.where(targets > 0, gamma_pos, gamma_neg)
+    weight = (1 - truth.detach()) ** gamma * (targets >= 0)
+    return -(weight * truth.clamp(min=eps).log()).sum() / logits.numel() * 1000
+
+
+def param_groups(model, lr, weight_decay):
+    """One rate and weight decay on every parameter that trains, as released."""
+    if model.random_frozen:
+        warnings.warn("stem, layer1 and BatchNorm stay random: --no-freeze trains them too")
+    params = [p for p in model.parameters() if p.requires_grad]
+    return [{"params": params, "lr": lr, "weight_decay": weight_decay}]
+
+
+def from_official(state):
+    """A released checkpoint's tensors (ResNet, TResNet, Swin) under this model's names, for
+    load_state_dict(strict=True); the backbones' names are timm's business."""
+    state = state.get("state_dict", state.get("model", state))
+    state = {name.removeprefix("module."): tensor for name, tensor in state.items()}
+    backbone = {name.removeprefix("backbone.0."): tensor for name, tensor in state.items()
+                if name.startswith("backbone.0.") and not name.startswith("backbone.0.head.")}
+    if "body.bn1.weight" in backbone:  # ResNet
+        backbone = {name.removeprefix("body."): tensor for name, tensor in backbone.items()}
+    elif "body.conv1.0.weight" in backbone:
+        backbone = tresnet.checkpoint_filter_fn(backbone, None)
+    elif "patch_embed.proj.weight" in backbone:
+        backbone = swin_transformer.checkpoint_filter_fn(backbone, swin_like(backbone))
+    else:
+        raise ValueError("neither ResNet, TResNet nor Swin (timm has no CvT): can't be converted")
+    renamed = {"query_embed.weight": "head.query_embed", "fc.W": "head.W", "fc.b": "head.b",
+               "input_proj.weight": "input_proj.weight", "input_proj.bias": "input_proj.bias"}
+    for name in state:
+        if name.startswith("transformer."):
+            renamed[name] = name.replace("transformer.", "head.").replace(".layers.", ".").replace(
+                "decoder.norm.", "norm.")
+    head = {renamed[name]: tensor.squeeze(0) if name.startswith("fc.") else tensor
+            for name, tensor in state.items() if not name.startswith("backbone.")}
+    return {f"backbone.{name}": tensor for name, tensor in backbone.items()} | head
+
+
+def swin_like(state):
+    """An empty Swin of the shapes in `state`, which timm's conversion asks for."""
+    tables = {name.split(".blocks.")[0]: tensor for name, tensor in state.items()
+              if name.endswith("blocks.0.attn.relative_position_bias_table")}
+    window = (math.isqrt(len(tables["layers.0"])) + 1) // 2  # (2 window - 1)^2 rows
+    with torch.device("meta"):
+        return swin_transformer.SwinTransformer(
+            img_size=32 * window, window_size=window, num_classes=0,
+            embed_dim=len(state["patch_embed.proj.weight"]),
+            num_heads=[table.shape[1] for table in tables.values()],
+            depths=[sum(name.startswith(f"{layer}.") and name.endswith("norm1.weight")
+                        for name in state) for layer in tables])
+
+
+RELEASED = {
+    "backbone": "resnet101.tv_in1k", "pretrained": True, "image_size": 448,
+    "mean": (0.485, 0.456, 0.406), "std": (0.229, 0.224, 0.225), "augment": ("randaugment",),
+    "optimizer": "adamw", "lr": 1e-4, "weight_decay": 1e-2, "schedule": "onecycle",
+    "pct_start": 0.2, "epochs": 80, "batch_size": 128, "ema": 0.9997}
+RECIPES = {
+    "scenes": dict(
+        RELEASED, backbone="test_resnet", pretrained=False, image_size=128, output_stride=16,
+        mean=(0.5, 0.5, 0.5), std=(0.25, 0.25, 0.25), augment=("flip",), lr=2e-3, epochs=8,
+        batch_size=64, ema=0., d_model=128, ffn=256, dropout=0., freeze=False),
+    "csv": RELEASED,
+    "coco2014": RELEASED,  # paper: 84.9 mAP, and 86.5 with --image-size 576
+    "coco2017": RELEASED,
+    "voc2007": RELEASED,
+    "voc2012": RELEASED,
+    "nuswide": RELEASED,  # paper: 65.0
+    "vg500": RELEASED,
+}
+
+if __name__ == "__main__":
+    import sys
+
+    import train
+    train.main(["--model", "q2l", *sys.argv[1:]])

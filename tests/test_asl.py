@@ -1,0 +1,170 @@
+"""The losses against the released loss's figures, torch's own, and loops of the equations."""
+import math
+import shutil
+
+import pytest
+import torch
+import torch.nn.functional as F
+from conftest import PARITY, run
+
+import asl
+from asl import asymmetric_loss
+
+
+@pytest.mark.parametrize("row", PARITY["asl"]["rows"])
+def test_parity_with_the_released_loss(row):
+    z = torch.tensor(PARITY["asl"]["logits"], requires_grad=True)
+    y = torch.tensor(PARITY["asl"]["targets"])
+    loss = asymmetric_loss(z, y, row["gamma_neg"], row["gamma_pos"], row["clip"], row["detach"])
+    loss.backward()
+    assert loss.item() == pytest.approx(row["sum"], rel=1e-5)
+    torch.testing.assert_close(z.grad, torch.tensor(row["grad"]), rtol=1e-5, atol=1e-5)
+
+
+def test_it_is_its_equations():
+    z, y = torch.randn(5, 4, dtype=torch.float64) * 3, torch.randint(-1, 2, (5, 4))
+    for gamma_neg, gamma_pos, m in ((4, 0, 0.05), (2, 1, 0.2), (0.5, 0.5, 0), (1, 0, 0)):
+        total = 0
+        for i in range(5):
+            for k in range(4):
+                p = 1 / (1 + math.exp(-z[i, k]))
+                p_m = max(p - m, 0)
+                if y[i, k] == 1:
+                    total -= (1 - p) ** gamma_pos * math.log(p)
+                elif y[i, k] == 0:
+                    total -= p_m ** gamma_neg * math.log(1 - p_m)
+        loss = asymmetric_loss(z, y, gamma_neg, gamma_pos, m)
+        assert loss.item() == pytest.approx(total, rel=1e-9)
+        mean = asymmetric_loss(z, y, gamma_neg, gamma_pos, m, reduction="mean")
+        assert mean.item() == pytest.approx(total / (y >= 0).sum().item(), rel=1e-9)
+        each = asymmetric_loss(z, y, gamma_neg, gamma_pos, m, reduction="none")
+        assert each.sum().item() == pytest.approx(total) and (each[y < 0] == 0).all()
+
+
+def test_cross_entropy_and_focal_loss_are_special_cases():
+    z, y = torch.randn(6, 5, dtype=torch.float64) * 4, torch.randint(0, 2, (6, 5))
+    bce = F.binary_cross_entropy_with_logits(z, y.double(), reduction="sum")
+    torch.testing.assert_close(asl.binary_cross_entropy(z, y), bce)
+    torch.testing.assert_close(asymmetric_loss(z, y, 0, 0, 0), bce)
+    p = torch.sigmoid(z)
+    focal = -torch.where(y == 1, (1 - p) ** 3 * p.log(), p ** 3 * (1 - p).log()).sum()
+    torch.testing.assert_close(asl.focal_loss(z, y, gamma=3), focal)
+
+
+@pytest.mark.parametrize("detach", [True, False])
+def test_gradients_are_those_of_the_equations(detach):
+    z = torch.randn(4, 3, dtype=torch.float64, requires_grad=True)
+    y = torch.randint(0, 2, (4, 3))
+    if not detach:
+        assert torch.autograd.gradcheck(lambda z: asymmetric_loss(z, y, 4, 1, 0.05, False), z)
+    loss, = torch.autograd.grad(asymmetric_loss(z, y, 4, 1, 0.05, detach), z)
+    p = torch.sigmoid(z)
+    p_m = (p - 0.05).clamp(min=0)
+    w_pos, w_neg = (1 - p), p_m ** 4
+    if detach:
+        w_pos, w_neg = w_pos.detach(), w_neg.detach()
+    plain = -(y * w_pos * p.log() + (1 - y) * w_neg * (1 - p_m).log()).sum()
+    torch.testing.assert_close(loss, torch.autograd.grad(plain, z)[0])
+
+
+@pytest.mark.parametrize("dtype", [torch.float16, torch.bfloat16, torch.float32])
+@pytest.mark.parametrize("settings", [(4, 0, 0.05), (0.5, 0.5, 0.05), (2, 2, 0), (0.5, 0.5, 0)])
+@pytest.mark.parametrize("detach", [True, False])
+def test_extreme_logits_stay_finite(dtype, settings, detach):
+    z = torch.tensor([[100., -100, 20, -20, 0]] * 2, dtype=dtype, requires_grad=True)
+    y = torch.tensor([[1] * 5, [0] * 5])
+    loss = asymmetric_loss(z, y, *settings, detach=detach)
+    loss.backward()
+    assert loss.dtype == torch.float32 and loss.isfinite() and z.grad.isfinite().all()
+    assert settings[2] or loss > 100  # a confident mistake keeps its price, and its slope:
+    assert z.grad[0, 1] < -0.9
+
+
+def test_no_state_and_no_mode_is_switched():
+    z, y = torch.randn(2, 3), torch.ones(2, 3)
+    with torch.no_grad():
+        asymmetric_loss(z, y)
+        assert not torch.is_grad_enabled()
+    asymmetric_loss(z, y)
+    assert torch.is_grad_enabled()
+
+
+def test_compiles_whole():
+    torch._dynamo.reset()
+    z, y = torch.randn(8, 5, requires_grad=True), torch.randint(-1, 2, (8, 5))
+    compiled = torch.compile(asymmetric_loss, fullgraph=True, backend="eager")
+    torch.testing.assert_close(compiled(z, y), asymmetric_loss(z, y))
+
+
+def test_distribution_balanced_loss_is_its_equations():
+    torch.manual_seed(0)
+    z, y = torch.randn(4, 3, dtype=torch.float64), torch.tensor([[1, 0, 1], [0, 0, 1], [1, 1, -1], [0, 0, 0]])
+    n, N, (alpha, beta, mu, kappa, lam) = [50, 5, 120], 150, (0.1, 10, 0.3, 0.05, 5)
+    for gamma in (0, 2):
+        total = 0
+        for i in range(4):
+            for k in range(3):
+                if y[i, k] < 0:
+                    continue
+                sampled = sum(1 / n[j] for j in range(3) if y[i, j] == 1) / 3  # P^I
+                r = (1 / 3 / n[k]) / sampled if sampled else math.inf
+                weight = alpha + 1 / (1 + math.exp(-beta * (r - mu)))
+                nu = kappa * math.log(N / n[k] - 1)
+                if y[i, k] == 1:
+                    bce = math.log(1 + math.exp(-(z[i, k] - nu)))
+                    total += weight * bce * (1 - math.exp(-bce)) ** gamma
+                else:
+                    bce = math.log(1 + math.exp(lam * (z[i, k] - nu)))
+                    total += weight * bce * (1 - math.exp(-bce)) ** gamma / lam
+        loss = asl.distribution_balanced_loss(z, y, n, N, gamma=gamma)
+        assert loss.item() == pytest.approx(total / 11, rel=1e-9)
+
+
+def test_published_settings_and_names():
+    n = torch.tensor([3, 9])
+    db = asl.loss_by_name("db", n, 20, "coco-lt")
+    assert db.keywords["lam"] == 2 and db.keywords["mu"] == 0.2 and db.keywords["num_images"] == 20
+    z, y = torch.randn(4, 2), torch.randint(0, 2, (4, 2))
+    torch.testing.assert_close(asl.loss_by_name("bce", n, 20, "csv")(z, y),
+                               F.binary_cross_entropy_with_logits(z, y.float()))
+    torch.testing.assert_close(asl.loss_by_name("asl", n, 20, "csv")(z, y) * 8, asl.loss(z, y))
+    assert asl.loss_by_name("focal", n, 20, "csv")(z, y) > 0
+
+
+def test_baseline_is_pooling_and_a_linear_layer():
+    model = asl.build(["a", "b"], backbone="resnet18", pretrained=False, image_size=64).eval()
+    images = torch.randn(2, 3, 64, 64)
+    logits, maps = model.attention(images)
+    assert maps.shape == (2, 2, 2, 2)
+    torch.testing.assert_close(logits, model(images))
+    x = model.backbone.forward_features(images).mean((2, 3))
+    torch.testing.assert_close(logits, F.linear(x, model.head.weight, model.head.bias))
+    decayed, plain = asl.param_groups(model, 0.1, 0.5)
+    assert {p.ndim for p in plain["params"]} == {1} and plain["weight_decay"] == 0
+    assert len(decayed["params"]) + len(plain["params"]) == len([*model.parameters()])
+
+
+def released_tresnet(state):
+    """timm's names of a TResNet -> the released ones."""
+    return {f"module.{name}".replace(".conv.", ".0.").replace(".bn.", ".1."): tensor
+            for name, tensor in state.items() if "num_batches" not in name}
+
+
+def test_released_checkpoint_converts():
+    model = asl.build(list("abc"), backbone="tresnet_m", pretrained=False, image_size=64)
+    state = {name.replace("backbone.", "").replace("head.", "head.fc.", 1)
+             if not name.startswith("backbone.head") else name: tensor
+             for name, tensor in model.state_dict().items()}
+    fresh = asl.build(list("abc"), backbone="tresnet_m", pretrained=False, image_size=64)
+    fresh.load_state_dict(asl.from_official({"model": released_tresnet(state)}), strict=True)
+    images = torch.randn(1, 3, 64, 64)
+    torch.testing.assert_close(fresh.eval()(images), model.eval()(images), rtol=1e-2, atol=1e-3)
+    assert torch.equal(fresh.head.weight, model.head.weight)
+
+
+def test_the_file_alone_is_enough(tmp_path):
+    shutil.copy(asl.__file__, tmp_path)
+    run("-c", "import asl, torch; m = asl.build(['a', 'b'], backbone='test_resnet', "
+        "pretrained=False, image_size=64); y = torch.ones(2, 2, dtype=torch.int8); "
+        "l = asl.loss(m(torch.randn(2, 3, 64, 64)), y); l.backward(); "
+        "torch.optim.SGD(asl.param_groups(m, 0.01, 1e-4)).step()", cwd=tmp_path)
