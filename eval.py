@@ -129,45 +129,65 @@ def predict(model, batches, device, dtype, mean, std):
 
 
 def read_checkpoint(path):
-    """A checkpoint of train.py; nothing in it is executed."""
+    """A checkpoint of train.py, or a released one with numpy's numbers in it; nothing is executed."""
+    number = np._core.multiarray.scalar  # numpy 1 wrote it under another name
+    allowed = [number, (number, "numpy.core.multiarray.scalar"), np.dtype,
+               *(type(np.dtype(kind)) for kind in ("float64", "float32", "int64"))]
     try:
-        checkpoint = torch.load(path, map_location="cpu", weights_only=True)
-    except (OSError, RuntimeError, EOFError, pickle.UnpicklingError) as error:
+        with torch.serialization.safe_globals(allowed):
+            return torch.load(path, map_location="cpu", weights_only=True)
+    except (OSError, RuntimeError, EOFError, KeyError, pickle.UnpicklingError) as error:
         raise InputError(f"{path}: no readable checkpoint ({str(error)[:200]}); "
                          "train.py writes OUT/last.pt after each epoch") from error
-    if not isinstance(checkpoint, dict) or "settings" not in checkpoint:
-        raise InputError(f"{path}: not a checkpoint of train.py")
-    return checkpoint
 
 
 def main(argv=None):
     parser = argparse.ArgumentParser(description=__doc__.split("\n")[0], allow_abbrev=False)
-    parser.add_argument("--checkpoint", required=True, help="OUT/last.pt of train.py")
+    source = parser.add_mutually_exclusive_group(required=True)
+    source.add_argument("--checkpoint", help="OUT/last.pt of train.py")
+    source.add_argument("--official", help="a released checkpoint; with --model, and train.py's "
+                                           "flags where it differs from the recipe")
+    parser.add_argument("--model", help="the method that --official is of")
     parser.add_argument("--data", choices=SETS, help="default: the one trained on")
     parser.add_argument("--root", help="default: the one trained on")
     parser.add_argument("--split", default="test", choices=("train", "test"))
-    args = parser.parse_args(argv)
-    checkpoint = read_checkpoint(args.checkpoint)
-    settings, classes = checkpoint["settings"], checkpoint["classes"]
+    parser.add_argument("--limit", type=int, help="first N pictures")
+    args, flags = parser.parse_known_args(argv)
+    if args.checkpoint:
+        if args.model or flags:
+            parser.error(f"not with --checkpoint: {' '.join(['--model'] * bool(args.model) + flags)}")
+        checkpoint = read_checkpoint(args.checkpoint)
+        if not isinstance(checkpoint, dict) or "settings" not in checkpoint:
+            raise InputError(f"{args.checkpoint}: not of train.py; a released one is for --official")
+        settings, weights = checkpoint["settings"], "ema" if checkpoint["ema"] else "model"
+        method, state = importlib.import_module(settings["model"]), checkpoint[weights]
+    else:
+        import train  # which imports this module
+        if args.data:
+            flags += ["--data", args.data]
+        method, settings = train.settings_of(["--model", args.model or "", *flags])
+        state, weights = method.from_official(read_checkpoint(args.official)), "released"
     name, root = args.data or settings["data"], args.root or settings["root"]
     data = load(name, root, args.split, drop_unlabelled=settings["drop_unlabelled"])
-    if data.classes != classes:
+    if args.checkpoint and data.classes != checkpoint["classes"]:
         raise InputError(f"{name} has other classes than {args.checkpoint}, or another order: "
-                         f"{data.classes[:5]}... and {classes[:5]}...")
-    method = importlib.import_module(settings["model"])
-    model = build_model(method, settings | {"pretrained": False}, classes)
-    weights = "ema" if checkpoint["ema"] else "model"
-    model.load_state_dict(checkpoint[weights])
+                         f"{data.classes[:5]}... and {checkpoint['classes'][:5]}...")
+    data.paths, data.targets = data.paths[:args.limit], data.targets[:args.limit]
+    model = build_model(method, settings | {"pretrained": False}, data.classes)
+    try:
+        model.load_state_dict(state)
+    except RuntimeError as error:
+        raise InputError(f"{args.checkpoint or args.official} doesn't fit the model: "
+                         f"{str(error)[:600]}\nDo --backbone, --image-size and the others?") from error
     device = pick_device()
-    batches = loader(data, settings["image_size"], settings["batch_size"], seed=settings["seed"],
-                     workers=settings["workers"])
-    dtype = pick_dtype(settings["amp"], device)
+    dtype, workers = pick_dtype(settings["amp"], device), max(settings["workers"], 0)
+    batches = loader(data, settings["image_size"], settings["batch_size"], workers=workers)
     scores, targets = predict(model.to(device), batches, device, dtype, settings["mean"],
                               settings["std"])
     result = metrics(scores, targets)
     print(f"{settings['model']} on {name} {args.split}: {len(data)} pictures, {weights} weights, "
           "all-points AP, threshold 0.5")
-    for label, ap, count in zip(classes, result["AP"], result["positives"]):
+    for label, ap, count in zip(data.classes, result["AP"], result["positives"]):
         ap = "         n/a" if ap is None else f"{ap:12.2f}"
         print(f"  {label:24}{ap} AP {count:8} positives")
     print(*(f"{key} {value:.2f}" for key, value in result.items() if isinstance(value, float)))

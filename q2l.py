@@ -158,6 +158,8 @@ class Q2L(nn.Module):
     def __init__(self, num_classes, backbone, pretrained, image_size, d_model, project, freeze,
                  output_stride, **head):
         super().__init__()
+        if d_model % 4 or d_model % head["heads"]:
+            raise ValueError(f"d_model={d_model}: must be a multiple of 4 and of heads")
         fixed = getattr(timm.get_pretrained_cfg(backbone), "fixed_input_size", False)  # ViT, Swin
         self.backbone = timm.create_model(
             backbone, pretrained=pretrained, num_classes=0, global_pool="",

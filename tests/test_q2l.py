@@ -1,0 +1,233 @@
+"""Q2L against the released model's figures and against torch's own Transformer layers."""
+import json
+import math
+import shutil
+
+import pytest
+import torch
+import torchvision
+from conftest import HERE, PARITY, parity_batch, released_weights, run
+
+import q2l
+
+
+def small(**settings):
+    settings = {"backbone": "resnet18", "d_model": 64, "ffn": 96, "heads": 4} | settings
+    return q2l.build(["a", "b", "c"], pretrained=False, image_size=64, **settings).eval()
+
+
+def transformer_shapes(config):
+    """Names and shapes of the released head."""
+    d, ffn, K = config["hidden"], config["ff"], config["K"]
+    attn = {"in_proj_weight": (3 * d, d), "in_proj_bias": (3 * d,), "out_proj.weight": (d, d),
+            "out_proj.bias": (d,)}
+    mlp = {"linear1.weight": (ffn, d), "linear1.bias": (ffn,), "linear2.weight": (d, ffn),
+           "linear2.bias": (d,)}
+    shapes = {}
+    for part, count, attention, norms in (("encoder", config.get("enc", 1), "self_attn", (1, 2)),
+                                          ("decoder", config.get("dec", 2), "multihead_attn", (2, 3))):
+        for i in range(count):
+            layer = f"transformer.{part}.layers.{i}."
+            shapes |= {f"{layer}{attention}.{name}": shape for name, shape in attn.items()}
+            shapes |= {layer + name: shape for name, shape in mlp.items()}
+            shapes |= {f"{layer}norm{n}.{kind}": (d,) for n in norms for kind in ("weight", "bias")}
+    if config.get("keep_proj"):
+        shapes |= {"input_proj.weight": (d, 512, 1, 1), "input_proj.bias": (d,)}
+    return shapes | {"transformer.decoder.norm.weight": (d,), "transformer.decoder.norm.bias": (d,),
+                     "query_embed.weight": (K, d), "fc.W": (1, K, d), "fc.b": (1, K)}
+
+
+@pytest.mark.parametrize("entry", PARITY["q2l"])
+def test_parity_with_the_released_model(entry):
+    figures = PARITY["q2l"][entry]
+    config = figures["config"]
+    shapes = {f"backbone.0.body.{name}": tuple(tensor.shape)
+              for name, tensor in torchvision.models.resnet18().state_dict().items()
+              if not name.startswith("fc.") and "num_batches" not in name}
+    shapes |= transformer_shapes(config)
+    file = HERE.parent.parent / "shared" / "parity" / "q2l.json"
+    if file.is_file():
+        keys = json.loads(file.read_text())[entry]["keys"]
+        assert {name: list(shape) for name, shape in shapes.items()} == keys
+    model = q2l.build(list(range(config["K"])), backbone="resnet18", pretrained=False,
+                      image_size=figures["size"], d_model=config["hidden"], ffn=config["ff"],
+                      heads=config["heads"], encoder_layers=config.get("enc", 1),
+                      decoder_layers=config.get("dec", 2)).eval()
+    state = {f"module.{name}": tensor for name, tensor in released_weights(shapes).items()}
+    model.load_state_dict(q2l.from_official({"state_dict": state, "epoch": 3}), strict=True)
+    images, targets = parity_batch(figures)
+    logits = model(images)
+    loss = q2l.loss(logits, targets)
+    loss.backward()
+    torch.testing.assert_close(logits, torch.tensor(figures["logits"]), rtol=1e-4, atol=1e-5)
+    assert loss.item() == pytest.approx(figures["loss"], rel=1e-4)
+    names = {"query_embed.weight": "query_embed", "fc.W": "W"}
+    for name, norm in figures["grad_norm"].items():
+        ours = names.get(name, name.removeprefix("transformer.").replace(".layers", ""))
+        assert model.head.get_parameter(ours).grad.norm().item() == pytest.approx(norm, rel=1e-4)
+
+
+def test_decoder_with_self_attention_is_torchs_layer_with_positions():
+    """torch's layer adds no positions, so each attention is asked with them by hand."""
+    layer = q2l.DecoderLayer(32, 4, 48, 0.1, self_attention=True).double().eval()
+    twin = torch.nn.TransformerDecoderLayer(32, 4, 48, batch_first=True).double().eval()
+    twin.load_state_dict(layer.state_dict(), strict=True)
+    x, pos = torch.randn(2, 5, 32).double(), torch.randn(5, 32).double()
+    tokens, token_pos = torch.randn(2, 12, 32).double(), torch.randn(12, 32).double()
+    twin._sa_block = lambda x, *_, **__: twin.self_attn(x + pos, x + pos, x)[0]
+    twin._mha_block = lambda x, memory, *_, **__: twin.multihead_attn(
+        x + pos, memory + token_pos, memory)[0]
+    found, _ = layer(x, pos, tokens + token_pos, tokens)
+    torch.testing.assert_close(found, twin(x, tokens), rtol=1e-10, atol=1e-10)
+    plain, zeros = torch.nn.TransformerDecoderLayer(32, 4, 48, batch_first=True), torch.zeros(5, 32)
+    plain.double().eval().load_state_dict(layer.state_dict())
+    torch.testing.assert_close(layer(x, zeros.double(), tokens, tokens)[0], plain(x, tokens),
+                               rtol=1e-10, atol=1e-10)
+
+
+def test_encoder_is_torchs_layer_with_positions():
+    layer = q2l.EncoderLayer(32, 4, 48, 0.1).double().eval()
+    twin = torch.nn.TransformerEncoderLayer(32, 4, 48, batch_first=True).double().eval()
+    twin.load_state_dict(layer.state_dict(), strict=True)
+    x, pos = torch.randn(2, 12, 32).double(), torch.randn(12, 32).double()
+    torch.testing.assert_close(layer(x, 0 * pos), twin(x), rtol=1e-10, atol=1e-10)
+    expected, _ = twin.self_attn(x + pos, x + pos, x)
+    torch.testing.assert_close(layer.self_attn(x + pos, x + pos, x)[0], expected)
+
+
+def test_maps_are_the_weights_of_torchs_attention():
+    attention = q2l.Attention(32, 4, 0.0).eval()
+    twin = torch.nn.MultiheadAttention(32, 4, batch_first=True)
+    torch.nn.init.normal_(attention.in_proj_weight)
+    twin.load_state_dict(attention.state_dict())
+    q, k = torch.randn(1, 3, 32), torch.randn(2, 6, 32)
+    x, weights = attention(q, k, k, need_map=True)
+    expected = twin(q.expand(2, -1, -1), k, k, average_attn_weights=False)
+    torch.testing.assert_close((x, weights), tuple(expected))
+
+
+def test_positions_are_their_definition():
+    pos = q2l.sine_positions(3, 5, 8, "cpu").view(3, 5, 8)
+    for y in range(3):
+        for x in range(5):
+            for half, (i, n) in enumerate(((y + 1, 3), (x + 1, 5))):
+                for c in range(4):
+                    t = i / (n + 1e-6) * 2 * math.pi / 10000 ** (2 * (c // 2) / 4)
+                    expected = math.cos(t) if c % 2 else math.sin(t)
+                    assert pos[y, x, 4 * half + c].item() == pytest.approx(expected, abs=1e-5)
+
+
+@pytest.mark.parametrize("self_attention", [False, True])
+def test_any_size_and_shape_of_picture_and_every_map(self_attention):
+    model = small(self_attention=self_attention, project=None)
+    for height, width in ((64, 64), (96, 160)):
+        images = torch.randn(2, 3, height, width)
+        logits, maps = model.attention(images)
+        assert maps.shape == (2, 2, 4, 3, height // 32, width // 32)
+        torch.testing.assert_close(maps.sum((-2, -1)), torch.ones(2, 2, 4, 3))
+        torch.testing.assert_close(logits, model(images))
+        torch.testing.assert_close(logits[1:], model(images[1:]), rtol=1e-4, atol=1e-5)
+    assert ("head.decoder.0.self_attn.in_proj_weight" in model.state_dict()) == self_attention
+
+
+def test_projection():
+    assert isinstance(small(d_model=512, project=None).input_proj, torch.nn.Identity)
+    assert isinstance(small(d_model=512, project=True).input_proj, torch.nn.Conv2d)
+    assert isinstance(small(d_model=64, project=None).input_proj, torch.nn.Conv2d)
+    with pytest.raises(ValueError, match="d_model"):
+        small(d_model=66)
+
+
+def test_resnets_are_frozen_as_released_and_others_are_not():
+    model = small().train()
+    before = {name: tensor.clone() for name, tensor in model.backbone.state_dict().items()}
+    model(torch.randn(2, 3, 64, 64)).sum().backward()
+    with pytest.warns(UserWarning, match="--no-freeze"):
+        groups = q2l.param_groups(model, 0.1, 0.01)
+    torch.optim.SGD(groups).step()
+    for name, tensor in model.backbone.state_dict().items():
+        frozen = name.startswith(("conv1", "layer1")) or "bn" in name or "downsample.1" in name
+        assert torch.equal(tensor, before[name]) == frozen, name
+    for free in (small(freeze=False), small(backbone="convnext_atto")):
+        assert all(p.requires_grad for p in free.parameters())
+
+
+def test_loss_is_its_equation():
+    z, y = torch.randn(4, 3, dtype=torch.float64), torch.randint(0, 2, (4, 3))
+    p = torch.sigmoid(z)
+    for gammas in q2l.GAMMAS.values():
+        g_pos, g_neg = gammas["gamma_pos"], gammas["gamma_neg"]
+        each = y * (1 - p) ** g_pos * p.log() + (1 - y) * p ** g_neg * (1 - p).log()
+        torch.testing.assert_close(q2l.loss(z, y, **gammas), -each.mean() * 1000)
+    y[0] = -1
+    torch.testing.assert_close(q2l.loss(z, y, **gammas), -each[1:].sum() / 12 * 1000)
+    hard = torch.tensor([[-100., 100]], requires_grad=True)
+    q2l.loss(hard, torch.tensor([[1, 0]])).backward()
+    assert hard.grad.isfinite().all()
+
+
+def released_format(model, backbone):
+    """The model's tensors under released names, with what released files hold beside them."""
+    import numpy as np
+    state = {}
+    for name, tensor in model.state_dict().items():
+        if name.startswith("backbone."):
+            if "num_batches" not in name:
+                state["backbone.0." + backbone(name.removeprefix("backbone."))] = tensor
+        elif name in ("head.W", "head.b"):
+            state[name.replace("head.", "fc.")] = tensor[None]
+        elif name == "head.query_embed":
+            state["query_embed.weight"] = tensor
+        elif name.startswith("head.norm"):
+            state[name.replace("head.norm", "transformer.decoder.norm")] = tensor
+        elif name.startswith("input_proj"):
+            state[name] = tensor
+        else:
+            state["transformer." + name.removeprefix("head.").replace("coder.", "coder.layers.")] = tensor
+    return {"epoch": 7, "arch": "Q2L", "best_mAP": np.float64(84.9), "args": {},
+            "state_dict": {f"module.{name}": tensor for name, tensor in state.items()},
+            "optimizer": {"state": {0: {"step": 3, "exp_avg": torch.zeros(2)}}, "param_groups": []}}
+
+
+def test_released_tresnet_and_swin_convert():
+    model = small(backbone="tresnet_m")
+    state = released_format(model, lambda n: n.replace(".conv.", ".0.").replace(".bn.", ".1."))
+    fresh = small(backbone="tresnet_m")
+    fresh.load_state_dict(q2l.from_official(state), strict=True)
+    images = torch.randn(1, 3, 64, 64)
+    torch.testing.assert_close(fresh(images), model(images), rtol=1e-2, atol=1e-2)
+
+    def earlier(name):  # Swin's authors put the downsampling at the end of the stage before
+        part = name.split(".")
+        return ".".join([part[0], str(int(part[1]) - 1), *part[2:]]) if "downsample" in name else name
+    swin = {"backbone": "swin_tiny_patch4_window7_224"}
+    model = q2l.build(["a"], pretrained=False, image_size=224, d_model=64, ffn=64, **swin).eval()
+    fresh = q2l.build(["a"], pretrained=False, image_size=224, d_model=64, ffn=64, **swin).eval()
+    state = released_format(model, earlier)
+    state["state_dict"]["module.backbone.0.layers.0.blocks.0.attn.relative_position_index"] = \
+        torch.zeros(1)
+    fresh.load_state_dict(q2l.from_official(state), strict=True)
+    images = torch.randn(1, 3, 224, 224)
+    torch.testing.assert_close(fresh(images), model(images))
+    with pytest.raises(ValueError, match="CvT"):
+        q2l.from_official({"backbone.0.stage0.patch_embed.proj.weight": torch.zeros(1)})
+
+
+def test_released_file_evaluates_from_the_command_line(tmp_path):
+    size = ("--backbone", "test_resnet", "--d-model", 128, "--ffn", 256)
+    model = q2l.build([str(k) for k in range(20)], backbone="test_resnet", pretrained=False,
+                      image_size=128, d_model=128, ffn=256)
+    file = tmp_path / "released.pkl"
+    torch.save(released_format(model, lambda name: "body." + name), file)
+    text = run("eval.py", "--model", "q2l", "--official", file, *size, "--limit", 64)
+    assert "mAP" in text and "64 pictures" in text
+    text = run("eval.py", "--model", "q2l", "--official", file, "--ffn", 512, ok=False)
+    assert "Traceback" not in text and "linear1" in text
+
+
+def test_the_file_alone_is_enough(tmp_path):
+    shutil.copy(q2l.__file__, tmp_path)
+    run("-c", "import q2l, torch; m = q2l.build(['a', 'b'], backbone='test_resnet', d_model=32, "
+        "ffn=32, pretrained=False, image_size=64, freeze=False); "
+        "l = q2l.loss(m(torch.randn(2, 3, 64, 64)), torch.ones(2, 2)); l.backward(); "
+        "torch.optim.AdamW(q2l.param_groups(m, 1e-4, 1e-2)).step()", cwd=tmp_path)
