@@ -10,9 +10,11 @@ Run: python data.py --data NAME --root DIR [--verify]    the table that one want
 """
 import argparse
 import csv
+import hashlib
 import json
 import os
 import sys
+import urllib.request
 from concurrent.futures import ThreadPoolExecutor
 from contextlib import contextmanager
 from dataclasses import dataclass
@@ -58,6 +60,10 @@ class Dataset:
     def picture(self, index):
         """uint8 (3, H, W)"""
         return read_picture(self.paths[index])
+
+    def subset(self, keep):
+        """`keep`: a slice, a mask or indices."""
+        return type(self)(self.classes, self.paths[keep], self.targets[keep])
 
 
 def read_picture(path):
@@ -146,8 +152,8 @@ def draw_scene(seed, number):
     return np.array(ImageChops.add(image, noise, 1, -24)), boxes
 
 
-def load_scenes(root, split):
-    seed, count = {"train": (0, 4000), "test": (1, 1000)}[split]
+def load_scenes(root, split, count=4000):
+    seed, count = (0, count) if split == "train" else (1, 1000)
     targets = np.zeros((count, len(COLOURS) * len(SHAPES)), np.int8)
     for i in range(count):
         targets[i, scene_labels(np.random.default_rng((seed, i)))] = 1
@@ -250,28 +256,90 @@ def load_coco(root, split, year):
     return Dataset([names[number] for number in column], paths, targets)
 
 
-SETS = {"scenes": load_scenes, "csv": load_csv,
+LISTS = "https://raw.githubusercontent.com/jiexuanyan/CPRFL/10b5b7c9d91d421d86175b8ccf07f280c1e94cac"
+SHA256 = {
+    "coco_labels.txt": "a16d52dc65d8bc2b7abe5875199d802e951b7af142b327f8c85b496116a87f45",
+    "coco_lt_train.txt": "8e0c354ae2214d7ced46f4a5ae24236149296be4dcd2df74f00eba2abe6be0ce",
+    "coco_lt_test.txt": "4dda722463b0ed3aada172ce1c75f46f1391e4d2bee7643760549f916a8022e5",
+    "voc_labels.txt": "59e82ce7a1fa096b8a80c22cc72e6c86e54c598b2e1cfe08a211f1c82a0dcb2c",
+    "voc_lt_train.txt": "2111a5e58ae8b67a112a2b2c8aa98fe8fa926ac3e1d73e2e4e0e4844c90cc047",
+    "voc_lt_test.txt": "43b2929a86e9fe685cdf3b6b72fb90b6838ff9f9f427807e8b9502111e73750a"}
+
+
+def load_published(root, split, name):
+    """COCO-LT and VOC-LT as published: ROOT/longtail/*.txt, a picture's path and its label numbers
+    a line. VOC's difficult objects count as positive in these lists."""
+    remedy = f"--download fetches it, from {LISTS}/data/{name}, into ROOT/longtail"
+    file = root / "longtail" / f"{name}_labels.txt"
+    with reading(file, remedy):
+        classes = [line.rsplit(maxsplit=1) for line in file.read_text("utf-8").splitlines() if line]
+        if [int(number) for _, number in classes] != [*range(len(classes))]:
+            raise ValueError("not `name number` lines, counted from 0")
+    file = root / "longtail" / f"{name}_lt_{split}.txt"
+    with reading(file, remedy):
+        rows = [line.split() for line in file.read_text("utf-8").splitlines() if line.strip()]
+        targets = np.zeros((len(rows), len(classes)), np.int8)
+        for i, (_, *numbers) in enumerate(rows):
+            if not all(n.isdecimal() and int(n) < len(classes) for n in numbers):
+                raise ValueError(f"row {i + 1}: {numbers} are not numbers below {len(classes)}")
+            targets[i, [int(n) for n in numbers]] = 1
+    return Dataset([name for name, _ in classes], strings(f"{root}/{row[0]}" for row in rows), targets)
+
+
+def long_tailed(data, ratio):
+    """A subset whose classes, ordered by frequency, follow a power law (Pareto) from the first to
+    the last, `ratio` times rarer: the largest in which the first fills up, since a picture's other
+    labels keep it out once theirs are full. Deterministic."""
+    labels = data.targets == 1
+    rank = np.argsort(np.argsort(-labels.sum(0), kind="stable"))
+    shape = (1.0 + rank) ** (-np.log(ratio) / np.log(len(rank)))
+    order, top = np.random.default_rng(0).permutation(len(labels)), labels.sum(0).max()
+    while True:
+        limit, have, keep = np.ceil(top * shape), np.zeros(len(rank), int), []
+        for i in order:
+            if (have + labels[i] <= limit).all():
+                have += labels[i]
+                keep.append(i)
+        if have.max() >= 0.9 * top or top < ratio:
+            return data.subset(np.sort(keep))
+        top *= 0.8
+
+
+def groups(counts):
+    """Class numbers of head (n >= 100 training pictures), medium (n >= 20) and tail."""
+    counts = np.asarray(counts)
+    return {"head": np.flatnonzero(counts >= 100), "tail": np.flatnonzero(counts < 20),
+            "medium": np.flatnonzero((counts >= 20) & (counts < 100))}
+
+
+SETS = {"scenes": load_scenes, "scenes-lt": partial(load_scenes, count=60000), "csv": load_csv,
+        "coco-lt": partial(load_published, name="coco"),
+        "voc-lt": partial(load_published, name="voc"),
         "voc2007": partial(load_voc, year=2007, test="test"),
         "voc2012": partial(load_voc, year=2012, test="val"),  # its test labels are on a server
         "coco2014": partial(load_coco, year="2014"), "coco2017": partial(load_coco, year="2017")}
 
 
-def load(name, root=None, split="train", *, drop_unlabelled=False, download=False, check=True):
-    """One split as a Dataset. `drop_unlabelled` leaves out pictures without any label, `download`
-    fetches VOC, `check` makes a missing picture an error. Raises InputError."""
+def load(name, root=None, split="train", *, drop_unlabelled=False, long_tail=0, download=False,
+         check=True):
+    """One split as a Dataset. `drop_unlabelled` leaves out pictures without any label, `long_tail`
+    makes the training split a long-tailed one of that ratio, `download` fetches VOC and the lists,
+    `check` makes a missing picture an error. Raises InputError."""
     if name not in SETS or split not in ("train", "test"):
         raise InputError(f"no {split!r} of {name!r}: choose train or test of {', '.join(SETS)}")
-    if name != "scenes" and not (root and (download or os.path.isdir(root))):
+    if not name.startswith("scenes") and not (root and (download or os.path.isdir(root))):
         raise InputError(f"{name} needs --root, the folder that holds it; {root} is not there")
-    if download and name not in ("voc2007", "voc2012"):
-        raise InputError(f"--download fetches VOC; for {name}, README says what to put where")
-    for part in ("trainval", "test")[:1 if name == "voc2012" else 2] if download else ():
-        with reading(name, f"could not be fetched: unpack the devkit's tar files in {root}"):
-            torchvision.datasets.VOCDetection(str(root), name[3:], part, download=True)
+    if download:
+        fetch(name, Path(root))
     data = SETS[name](Path(root or "."), split)
     if drop_unlabelled:
-        keep = (data.targets == 1).any(1)
-        data.paths, data.targets = data.paths[keep], data.targets[keep]
+        data = data.subset((data.targets == 1).any(1))
+    if long_tail == 0 and name == "scenes-lt":
+        long_tail = 50
+    if long_tail and split == "train":
+        if long_tail < 1:
+            raise InputError(f"--long-tail {long_tail}: the most over the least frequent, at least 1")
+        data = long_tailed(data, long_tail)
     if not data.targets.size:
         raise InputError(f"{name} {split} in {root}: {len(data)} pictures, "
                          f"{len(data.classes)} classes")
@@ -279,6 +347,25 @@ def load(name, root=None, split="train", *, drop_unlabelled=False, download=Fals
         raise InputError(f"{data.paths[lost[0]]} and {len(lost) - 1} more listed pictures are "
                          f"missing: `python data.py --data {name} --root {root}` names them all")
     return data
+
+
+def fetch(name, root):
+    """VOC through torchvision, the published lists by their sha256."""
+    with reading(name, f"put it into {root} by hand, as README says"):
+        if name in ("voc2007", "voc2012"):
+            for part in ("trainval", "test") if name == "voc2007" else ("trainval",):
+                torchvision.datasets.VOCDetection(str(root), name[3:], part, download=True)
+        elif name in ("coco-lt", "voc-lt"):
+            kind, folder = name.split("-")[0], root / "longtail"
+            folder.mkdir(parents=True, exist_ok=True)
+            for file in (f"{kind}_labels.txt", f"{kind}_lt_train.txt", f"{kind}_lt_test.txt"):
+                with urllib.request.urlopen(f"{LISTS}/data/{kind}/{file}", timeout=60) as answer:
+                    content = answer.read()
+                if hashlib.sha256(content).hexdigest() != SHA256[file]:
+                    raise ValueError(f"{file} is not the published one (sha256)")
+                (folder / file).write_bytes(content)
+        else:
+            raise ValueError("--download fetches voc2007, voc2012 and the lists of coco-lt, voc-lt")
 
 
 def missing(data):

@@ -18,7 +18,7 @@ import sys
 import numpy as np
 import torch
 
-from data import SETS, InputError, load, loader, normalize
+from data import SETS, InputError, groups, load, loader, normalize
 
 KINDS = ("all-points", "envelope", "11-point")
 
@@ -53,10 +53,11 @@ def average_precision(scores, targets, kind="all-points"):
     return ap
 
 
-def metrics(scores, targets, threshold=0.5, kind="all-points"):
+def metrics(scores, targets, threshold=0.5, kind="all-points", counts=None):
     """In percent: mAP; CP, CR, CF1 (per class, averaged; CF1 from CP and CR); OP, OR, OF1 (over all
     decisions score > threshold); with suffix _3, for the top 3 of a picture that are above it too.
-    Besides: AP, the list per class (None without positives), and positives, their numbers.
+    `counts`, training pictures per class, adds the mAP of head, medium and tail classes. Besides: AP,
+    the list per class (None without positives), and positives, their numbers.
 
     scores: probabilities (N, K); targets (N, K): 1, 0, -1. Precision without predictions counts 0.
     """
@@ -64,6 +65,9 @@ def metrics(scores, targets, threshold=0.5, kind="all-points"):
     ap = 100 * average_precision(scores, targets, kind)
     positives, judged = (targets == 1).sum(0), targets >= 0
     result = {"mAP": np.nanmean(ap).item() if positives.any() else None}
+    if counts is not None and np.min(counts) < 100:
+        result |= {name: float(np.nanmean(ap[part])) for name, part in groups(counts).items()
+                   if positives[part].any()}
     above = scores > threshold
     third = np.argsort(-scores, axis=1, kind="stable")[:, :3]
     top = np.zeros_like(above)
@@ -168,12 +172,16 @@ def main(argv=None):
         method, settings = train.settings_of(["--model", args.model or "", *flags])
         state, weights = method.from_official(read_checkpoint(args.official)), "released"
     name, root = args.data or settings["data"], args.root or settings["root"]
-    data = load(name, root, args.split, drop_unlabelled=settings["drop_unlabelled"])
+    data = load(name, root, args.split, drop_unlabelled=settings["drop_unlabelled"],
+                long_tail=settings["long_tail"])
     if args.checkpoint and data.classes != checkpoint["classes"]:
         raise InputError(f"{name} has other classes than {args.checkpoint}, or another order: "
                          f"{data.classes[:5]}... and {checkpoint['classes'][:5]}...")
-    data.paths, data.targets = data.paths[:args.limit], data.targets[:args.limit]
-    model = build_model(method, settings | {"pretrained": False}, data.classes)
+    data = data.subset(slice(args.limit))
+    settings = settings | {"pretrained": False}
+    if "text_features" in state:  # CPRFL's: kept with the weights, so that none need be fetched
+        settings["text_features"] = state["text_features"]
+    model = build_model(method, settings, data.classes)
     try:
         model.load_state_dict(state)
     except RuntimeError as error:
@@ -184,7 +192,8 @@ def main(argv=None):
     batches = loader(data, settings["image_size"], settings["batch_size"], workers=workers)
     scores, targets = predict(model.to(device), batches, device, dtype, settings["mean"],
                               settings["std"])
-    result = metrics(scores, targets)
+    counts = checkpoint.get("counts") if args.checkpoint else None
+    result = metrics(scores, targets, counts=counts)
     print(f"{settings['model']} on {name} {args.split}: {len(data)} pictures, {weights} weights, "
           "all-points AP, threshold 0.5")
     for label, ap, count in zip(data.classes, result["AP"], result["positives"]):

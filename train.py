@@ -38,7 +38,7 @@ from eval import build_model, metrics, pick_device, pick_dtype, predict, read_ch
 RECIPE = {  # what a recipe may set, and what holds where it doesn't
     "backbone": "resnet101.tv_in1k", "pretrained": True, "image_size": 448,
     "mean": (0.485, 0.456, 0.406), "std": (0.229, 0.224, 0.225), "augment": (),
-    "drop_unlabelled": False, "loss": "", "optimizer": "adamw", "lr": 1e-4, "weight_decay": 1e-4,
+    "drop_unlabelled": False, "long_tail": 0.0, "loss": "", "optimizer": "adamw", "lr": 1e-4, "weight_decay": 1e-4,
     "clip_grad": 0.0, "schedule": "onecycle", "pct_start": 0.2, "decay_epochs": 1,
     "warmup_epochs": 0.0, "epochs": 30, "schedule_epochs": 0, "batch_size": 16, "ema": 0.0}
 RUN = {  # the rest, without influence on what the run aims at
@@ -46,7 +46,8 @@ RUN = {  # the rest, without influence on what the run aims at
     "limit": 0, "resume": False, "download": False}
 HELP = {
     "mean": "r,g,b", "std": "r,g,b", "augment": "some of crop,flip,cutout,randaugment",
-    "drop_unlabelled": "leave out pictures without labels", "clip_grad": "norm; 0: none",
+    "drop_unlabelled": "leave out pictures without labels",
+    "long_tail": "make the training split long-tailed: most over least frequent class", "clip_grad": "norm; 0: none",
     "loss": "asl, focal, bce or db (mean) in place of the method's own",
     "optimizer": "sgd, adam or adamw", "schedule": "step, onecycle or cosine",
     "pct_start": "rising part of onecycle", "decay_epochs": "schedule step: x 0.1 every so many",
@@ -55,6 +56,7 @@ HELP = {
     "workers": "-1: by the device", "amp": "auto, off, bf16 or fp16", "compile": "torch.compile",
     "limit": "first N training pictures", "resume": "go on from OUT/last.pt",
     "download": "fetch the data into ROOT"}
+SHOWN = ("mAP", "head", "medium", "tail", "CF1", "OF1")  # after each epoch
 LOG_EVERY = 50  # steps
 
 
@@ -146,14 +148,15 @@ def train(method, settings):
     if last.is_file() and not s["resume"]:
         raise InputError(f"{last} is there: --resume goes on from it, --out starts elsewhere")
     data = {split: load(s["data"], s["root"], split, drop_unlabelled=s["drop_unlabelled"],
-                        download=s["download"]) for split in ("train", "test")}
+                        long_tail=s["long_tail"], download=s["download"])
+            for split in ("train", "test")}
     classes = data["train"].classes
     if classes != data["test"].classes:
         raise InputError(f"{s['data']}: train and test have other classes: {classes[:5]}..., "
                          f"{data['test'].classes[:5]}...")
     if s["limit"]:
-        data["train"].paths = data["train"].paths[:s["limit"]]
-        data["train"].targets = data["train"].targets[:s["limit"]]
+        data["train"] = data["train"].subset(slice(s["limit"]))
+    counts = (data["train"].targets == 1).sum(0)  # training pictures per class
     batches, test_batches = (
         loader(data[split], s["image_size"], s["batch_size"], s["augment"], split == "train",
                s["seed"], s["workers"], device.type == "cuda") for split in ("train", "test"))
@@ -164,8 +167,8 @@ def train(method, settings):
     optimizer, scheduler = optimizer_and_schedule(groups, s, len(batches))
     loss_of = method.loss
     if s["loss"]:
-        positives = torch.from_numpy((data["train"].targets == 1).sum(0)).to(device)
-        loss_of = loss_by_name(s["loss"], positives, len(data["train"]), s["data"])
+        loss_of = loss_by_name(s["loss"], torch.from_numpy(counts).to(device), len(data["train"]),
+                               s["data"])
     scaler = torch.amp.GradScaler(device.type, enabled=dtype is torch.float16)
     ema = AveragedModel(model, multi_avg_fn=get_ema_multi_avg_fn(s["ema"]), use_buffers=True) \
         if s["ema"] else None
@@ -232,21 +235,22 @@ def train(method, settings):
             seen, mark = seen + values, now
         scores, judged = predict(ema.module if ema else model, test_batches, device, dtype,
                                  s["mean"], s["std"])
-        result = metrics(scores, judged)
-        history.append({"epoch": epoch + 1, "loss": sum(seen) / len(seen), "mAP": result["mAP"],
-                        "CF1": result["CF1"], "OF1": result["OF1"],
+        result = metrics(scores, judged, counts=counts)
+        shown = {name: value for name, value in result.items() if name in SHOWN}
+        history.append({"epoch": epoch + 1, "loss": sum(seen) / len(seen), **shown,
                         "lr": scheduler.get_last_lr()[0], "seconds": time.time() - begin})
         log.write(json.dumps(history[-1]) + "\n")
         log.flush()
-        print(f"epoch {epoch + 1}: mAP {result['mAP']:.2f} CF1 {result['CF1']:.2f} "
-              f"OF1 {result['OF1']:.2f} on test", flush=True)
+        print(f"epoch {epoch + 1}, test:", *(f"{name} {value:.2f}" for name, value in shown.items()),
+              flush=True)
         save({"model": model.state_dict(), "ema": ema.module.state_dict() if ema else None,
               "optimizer": optimizer.state_dict(), "scheduler": scheduler.state_dict(),
               "scaler": scaler.state_dict(), "rng": torch.get_rng_state(),
               "cuda_rng": torch.cuda.get_rng_state_all() if device.type == "cuda" else None,
-              "epoch": epoch + 1, "history": history, "settings": s, "classes": classes}, last)
+              "epoch": epoch + 1, "history": history, "settings": s, "classes": classes,
+              "counts": counts.tolist()}, last)
     best = max(history, key=lambda line: line["mAP"])
-    final = {"mAP": history[-1]["mAP"], "weights": "ema" if ema else "raw",
+    final = {**{name: history[-1][name] for name in SHOWN if name in history[-1]}, "weights": "ema" if ema else "raw",
              "best_mAP_on_test": best["mAP"], "best_epoch_on_test": best["epoch"],
              "seconds": time.time() - begin, "checkpoint": str(last)}
     log.write(json.dumps(final) + "\n")

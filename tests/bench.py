@@ -6,6 +6,7 @@ import argparse
 import sys
 import tempfile
 import time
+from functools import partial
 from pathlib import Path
 
 import numpy as np
@@ -14,7 +15,10 @@ from PIL import Image
 from torchvision import transforms as v1
 
 sys.path.insert(0, str(Path(__file__).parent.parent))
+import asl
+import cprfl
 import data
+import q2l
 
 
 def rates(ways, items, repeats=5):
@@ -68,7 +72,146 @@ def input_speed(images):
         print(f"  scenes drawn/s: {2000 / (time.perf_counter() - start):.0f}")
 
 
+def timed(ways, repeats):
+    """Milliseconds of each way (a call), the median; the ways take turns after one warm-up each."""
+    return {name: 1000 / rate for name, rate in rates(
+        {name: lambda _, way=way: way() for name, way in ways.items()}, [None], repeats).items()}
+
+
+def backward(way, *inputs):
+    """A call that runs `way(*inputs)` forward and backward."""
+    def call():
+        for x in inputs:
+            x.grad = None
+        out = way(*inputs)
+        out.backward(torch.ones_like(out))
+    call()  # warm-up: compilation, allocation
+    return call
+
+
+def plain_asl(z, y, gamma_neg=4, gamma_pos=0, clip=0.05, eps=1e-8):
+    """The equations one after another, on targets that are floats."""
+    p = torch.sigmoid(z)
+    not_p = (1 - p + clip).clamp(max=1)
+    loss = y * p.clamp(min=eps).log() + (1 - y) * not_p.clamp(min=eps).log()
+    with torch.no_grad():
+        truth = p * y + not_p * (1 - y)
+        weight = (1 - truth) ** (gamma_pos * y + gamma_neg * (1 - y))
+    return -(loss * weight).sum()
+
+
+def loss_speed():
+    print("\nASL: ms forward + backward")
+    compiled = torch.compile(asl.asymmetric_loss, fullgraph=True, dynamic=False)
+    for shape in ((128, 80), (128, 9605)):
+        z = torch.randn(shape, requires_grad=True)
+        y = (torch.rand(shape) < 0.04).to(torch.int8)
+        y_float = y.float()
+        ms = timed({"plain": backward(partial(plain_asl, y=y_float), z),
+                    "ours": backward(partial(asl.asymmetric_loss, targets=y), z),
+                    "compiled": backward(partial(compiled, targets=y), z)}, 31)
+        apart = (asl.asymmetric_loss(z, y) / plain_asl(z, y_float) - 1).abs().item()
+        print(f"  {shape!s:12} plain {ms['plain']:7.2f}  ours {ms['ours']:7.2f}  ratio "
+              f"{ms['plain'] / ms['ours']:.2f}  compiled {ms['compiled']:7.2f}  ratio "
+              f"{ms['plain'] / ms['compiled']:.2f}  relative difference {apart:.0e}")
+
+
+class PlainQ2L(torch.nn.Module):
+    """The same head from nn.MultiheadAttention with its weights returned, every label queried for
+    every picture."""
+
+    def __init__(self, head):
+        super().__init__()
+        self.head, self.attn = head, torch.nn.ModuleList()
+        for layer in (*head.encoder, *head.decoder):
+            ours = layer.self_attn if layer in head.encoder else layer.multihead_attn
+            twin = torch.nn.MultiheadAttention(ours.out_proj.in_features, ours.heads,
+                                               dropout=ours.dropout, batch_first=True)
+            twin.load_state_dict(ours.state_dict())
+            self.attn.append(twin)
+
+    def forward(self, x):
+        head = self.head
+        pos = q2l.sine_positions(*x.shape[-2:], x.shape[1], x.device)
+        x = x.flatten(2).transpose(1, 2)
+        for layer, attn in zip(head.encoder, self.attn):
+            x = layer.norm1(x + layer.dropout(attn(x + pos, x + pos, x)[0]))
+            hidden = layer.dropout(layer.linear1(x).relu())
+            x = layer.norm2(x + layer.dropout(layer.linear2(hidden)))
+        pos_q = head.query_embed.expand(len(x), -1, -1)
+        y = torch.zeros_like(pos_q)
+        for layer, attn in zip(head.decoder, self.attn[len(head.encoder):]):
+            y = layer.norm2(y + layer.dropout(attn(y + pos_q, x + pos, x)[0]))
+            hidden = layer.dropout(layer.linear1(y).relu())
+            y = layer.norm3(y + layer.dropout(layer.linear2(hidden)))
+        return (head.norm(y) * head.W).sum(-1) + head.b
+
+
+def peak_memory(call):
+    """MiB that the call takes at most, beyond what the process held before."""
+    if torch.cuda.is_available():
+        torch.cuda.reset_peak_memory_stats()
+        before = torch.cuda.memory_allocated()
+        call()
+        return (torch.cuda.max_memory_allocated() - before) / 2 ** 20
+
+    def resident(line):
+        text = Path("/proc/self/status").read_text()
+        return int(text.split(f"{line}:")[1].split()[0]) / 1024
+    Path("/proc/self/clear_refs").write_text("5")  # Linux: the peak counts from here
+    before = resident("VmRSS")
+    call()
+    return resident("VmHWM") - before
+
+
+def plain_interaction(layer, tokens, prompts):
+    """CPRFL's encoder layer over all HW + K tokens of every picture, its last K outputs."""
+    z = layer.norm1(torch.cat([tokens, prompts.expand(len(tokens), -1, -1)], 1))
+    q, k, v = (x.unflatten(-1, (layer.heads, -1)).transpose(1, 2)
+               for x in layer.to_qkv(z).chunk(3, -1))
+    a = layer.dropout(torch.softmax(q @ k.transpose(-1, -2) / q.shape[-1] ** 0.5, -1))
+    z = layer.norm2(layer.dropout(layer.to_out((a @ v).transpose(1, 2).flatten(2))))
+    z = layer.dropout(layer.Wo(layer.dropout(torch.nn.functional.gelu(layer.Wr(z)))))
+    return z[:, tokens.shape[1]:]
+
+
+def head_speed(name, ways, inputs, module):
+    """Forward + backward of both ways in training mode: ms, peak MiB, how far they are apart."""
+    ms = timed({key: backward(way, *inputs) for key, way in ways.items()}, 7)
+    peak = {key: peak_memory(backward(way, *inputs)) for key, way in ways.items()}
+    grads = []
+    module.eval()  # without dropout the ways must agree
+    for way in ways.values():
+        module.zero_grad()
+        out = way(*inputs)
+        for x in inputs:
+            x.grad = None
+        out.sin().sum().backward()
+        grads.append([out.detach(), *(x.grad for x in inputs)])
+    apart = max(((a - b).norm() / b.norm()).item() for a, b in zip(*grads))
+    print(f"  {name}: plain {ms['plain']:.0f} ms, {peak['plain']:.0f} MiB  ours {ms['ours']:.0f} ms, "
+          f"{peak['ours']:.0f} MiB  ratio {ms['plain'] / ms['ours']:.2f}  relative difference "
+          f"{apart:.0e}")
+
+
+def heads_speed():
+    print("\nHeads at 2048 wide, 80 labels, 14 x 14 cells, forward + backward")
+    head = q2l.Q2LHead(80, 2048, 8192, 4, 1, 2, False, 0.1).train()
+    x = torch.randn(4, 2048, 14, 14, requires_grad=True)
+    plain = PlainQ2L(head)
+    head_speed("Q2L, batch 4", {"plain": plain, "ours": lambda x: head(x)[0]}, (x,), plain)
+    layer = cprfl.Interaction(2048, 8, 512, 2048, 0.1).train()
+    inputs = [torch.randn(16, 196, 2048, requires_grad=True),
+              torch.randn(80, 2048, requires_grad=True)]
+    head_speed("CPRFL's interaction, batch 16",
+               {"plain": partial(plain_interaction, layer), "ours": layer}, inputs, layer)
+
+
 if __name__ == "__main__":
     parser = argparse.ArgumentParser(description=__doc__.split("\n")[0])
     parser.add_argument("--images", help="folder of JPEG pictures")
-    input_speed(parser.parse_args().images)
+    args = parser.parse_args()
+    print(f"torch {torch.__version__}, {torch.get_num_threads()} threads")
+    loss_speed()
+    heads_speed()
+    input_speed(args.images)

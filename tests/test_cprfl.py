@@ -1,0 +1,207 @@
+"""CPRFL against the released model's figures, and its shortcuts against the plain way."""
+import json
+import math
+import shutil
+import zlib
+
+import numpy as np
+import pytest
+import torch
+import torchvision
+from bench import plain_interaction
+from conftest import HERE, PARITY, parity_batch, released_weights, run
+from torch import nn
+
+import cprfl
+import train
+
+CLASSES = ["cat", "traffic_light", "dog"]
+
+
+def small(**settings):
+    settings = {"text_features": torch.randn(3, 16), "d_model": 32, "heads": 2, "head_dim": 8,
+                "ffn": 24} | settings
+    return cprfl.build(CLASSES, backbone="test_resnet", pretrained=False, image_size=64,
+                       **settings).eval()
+
+
+def test_parity_with_the_released_model():
+    figures = PARITY["cprfl"]["r101_k20_224"]
+    with torch.device("meta"):
+        resnet = torchvision.models.resnet101()
+    numbers = {name: i for i, (name, _) in enumerate(resnet.named_children())}
+    shapes = {}
+    for name, tensor in resnet.state_dict().items():
+        part, rest = name.split(".", 1)
+        if part != "fc":
+            shapes[f"Backbone.{numbers[part]}.{rest}"] = tuple(tensor.shape)
+    layer = "attention.layers.0."
+    for name, shape in (("0.norm.", (2048,)), ("0.fn.to_qkv.", (12288, 2048)),
+                        ("0.fn.to_out.0.", (2048, 4096)), ("1.norm.", (2048,)),
+                        ("1.fn.net.0.", (2048, 2048)), ("1.fn.net.3.", (2048, 2048))):
+        shapes[f"{layer}{name}weight"] = shape
+        if "qkv" not in name:
+            shapes[f"{layer}{name}bias"] = shape[:1]
+    for name, shape in (("fc.0", (2048, 2048)), ("label_emb.0", (1024, 1024)),
+                        ("label_emb.3", (2048, 1024))):
+        shapes |= {f"{name}.weight": shape, f"{name}.bias": shape[:1]}
+    file = HERE.parent.parent / "shared" / "parity" / "cprfl.json"
+    if file.is_file():
+        keys = json.loads(file.read_text())["r101_k20_224"]["keys"]
+        assert {name: list(shape) for name, shape in shapes.items()} == keys
+    rng = np.random.default_rng(zlib.crc32(b"text_features"))
+    text = torch.tensor(rng.standard_normal((20, 1024)) / math.sqrt(1024) * 32)
+    model = cprfl.build([str(k) for k in range(20)], backbone="resnet101", pretrained=False,
+                        image_size=224, text_features=text).eval()
+    state = {f"module.{name}": tensor for name, tensor in released_weights(shapes).items()}
+    model.load_state_dict(cprfl.from_official({"state_dict": state}), strict=True)
+    images, targets = parity_batch(figures)
+    logits = model(images)
+    loss = cprfl.loss(logits, targets)
+    loss.backward()
+    torch.testing.assert_close(logits, torch.tensor(figures["logits"]), rtol=1e-4, atol=1e-4)
+    assert loss.item() == pytest.approx(figures["loss"], rel=1e-4)
+    for name, norm in figures["grad_norm"].items():
+        ours = next(iter(cprfl.from_official({name: loss})))
+        assert model.get_parameter(ours).grad.norm().item() == pytest.approx(norm, rel=1e-4)
+
+
+@pytest.mark.parametrize("dtype, tolerance", [(torch.float32, 1e-5), (torch.float64, 1e-10)])
+def test_interaction_is_the_plain_encoder_layer(dtype, tolerance):
+    torch.manual_seed(0)
+    layer = cprfl.Interaction(32, 2, 8, 24, 0.1).to(dtype).eval()
+    tokens, prompts = torch.randn(3, 12, 32, dtype=dtype), torch.randn(5, 32, dtype=dtype)
+    grads = []
+    for way in (layer, lambda *z: plain_interaction(layer, *z)):
+        inputs = [tokens.clone().requires_grad_(), prompts.clone().requires_grad_()]
+        out = way(*inputs)
+        out.sin().sum().backward()
+        grads.append([out.detach(), *(x.grad for x in inputs),
+                      *(p.grad.clone() for p in layer.parameters())])
+        layer.zero_grad()
+    torch.testing.assert_close(*grads, rtol=tolerance, atol=tolerance)
+
+
+def test_interaction_in_torchs_own_modules():
+    """Norm, nn.MultiheadAttention and feed-forward in a row, no residuals (Eq. 3-5)."""
+    layer = cprfl.Interaction(16, 2, 8, 24, 0.1).double().eval()  # heads * head_dim = d: torch's
+    twin = nn.MultiheadAttention(16, 2, batch_first=True, bias=True).double()
+    with torch.no_grad():
+        twin.in_proj_weight.copy_(layer.to_qkv.weight)
+        twin.in_proj_bias.zero_()
+        twin.out_proj.load_state_dict(layer.to_out.state_dict())
+    tokens, prompts = torch.randn(2, 6, 16).double(), torch.randn(3, 16).double()
+    z = layer.norm1(torch.cat([tokens, prompts.expand(2, -1, -1)], 1))  # [F; P]
+    z = nn.functional.gelu(layer.Wr(layer.norm2(twin(z, z, z)[0])))
+    torch.testing.assert_close(layer(tokens, prompts), layer.Wo(z)[:, 6:], rtol=1e-10, atol=1e-10)
+
+
+def test_gradients_by_path():
+    tokens, features = torch.randn(2, 4, 32).double(), torch.randn(3, 16).double()
+    grads = {}
+    for paths in ("both", "interaction", "direct"):
+        torch.manual_seed(1)
+        model = small(text_features=features, paths=paths).double()
+        prompts = model.category_prompts().detach().requires_grad_()
+        model.score(tokens, prompts).sum().backward()
+        grads[paths] = prompts.grad
+    with torch.no_grad():
+        direct = model.interaction(tokens, prompts).sum(0)  # d/dp of p'' . p with p'' held
+    torch.testing.assert_close(grads["direct"], direct)
+    torch.testing.assert_close(grads["interaction"], grads["both"] - direct)
+    assert grads["interaction"].norm() > 1e-3
+
+
+def test_prompts_and_score_are_their_equations():
+    model = small()
+    W, first, second = model.text_features, model.prompts[0], model.prompts[2]
+    x = W @ first.weight.T + first.bias
+    gelu = x * (1 + torch.erf(x / math.sqrt(2))) / 2
+    P = gelu @ second.weight.T + second.bias
+    torch.testing.assert_close(model.category_prompts(), P)
+    images = torch.randn(2, 3, 64, 64)
+    F = torch.stack([model.phi(cell) for cell in model.features(images).flatten(2).unbind(2)], 1)
+    torch.testing.assert_close(model(images), (model.interaction(F, P) * P).sum(-1))
+    logits, maps = model.attention(images)
+    assert maps.shape == (2, 2, 3, 2, 2) and (maps.sum((-2, -1)) < 1).all()
+    torch.testing.assert_close(logits, model(images))
+    assert isinstance(small(prompts="linear").prompts, nn.Linear)
+    assert small(prompts="random").prompts.shape == (3, 32)
+    for wrong in ({"prompts": "x"}, {"paths": "x"}, {"text_features": torch.randn(2, 16)}):
+        with pytest.raises(ValueError, match="choose|must be"):
+            small(**wrong)
+
+
+def test_loss_is_its_equation():
+    z, y = torch.randn(4, 3, dtype=torch.float64) * 3, torch.randint(-1, 2, (4, 3))
+    total, p = 0, torch.sigmoid(z)
+    for i in range(4):
+        for k in range(3):
+            p_m = max(p[i, k].item() - 0.05, 0)
+            total -= {1: math.log(p[i, k]), 0: p_m ** 4 * math.log(1 - p_m), -1: 0}[y[i, k].item()]
+    assert cprfl.loss(z, y).item() == pytest.approx(total / (y >= 0).sum().item(), rel=1e-9)
+    hard = torch.tensor([[-100., 100]], dtype=torch.float16, requires_grad=True)
+    cprfl.loss(hard, torch.tensor([[1, 0]])).backward()
+    assert hard.grad.isfinite().all()
+
+
+def test_text_features_are_cached_and_checked(tmp_path, monkeypatch, capsys):
+    monkeypatch.setenv("TORCH_HOME", str(tmp_path))
+    monkeypatch.setenv("HF_HUB_OFFLINE", "1")
+    with pytest.raises(ValueError, match="network(.|\n)*--text-features FILE"):
+        cprfl.class_features(CLASSES, "RN50")
+    untrained = cprfl.text_tower
+    monkeypatch.setattr(cprfl, "text_tower", lambda name, tag: untrained(name, None))
+    made = cprfl.class_features(CLASSES, "RN50")
+    assert made.shape == (3, 1024) and made.dtype == torch.float32
+    monkeypatch.setattr(cprfl, "text_tower", None)  # from here on the file must do
+    assert torch.equal(cprfl.class_features(CLASSES, "RN50"), made)
+    file, = tmp_path.rglob("RN50-openai-*.pt")
+    stored = torch.load(file, weights_only=True)
+    assert stored["record"] == {"text": "RN50", "weights": "openai", "classes": CLASSES,
+                                "template": "a photo of a {}."}
+    torch.save(stored | {"record": stored["record"] | {"classes": ["x", "y", "z"]}}, file)
+    with pytest.raises(ValueError, match="delete it"):
+        cprfl.class_features(CLASSES, "RN50")
+    with pytest.raises(ValueError, match="ViT-B-16"):
+        cprfl.class_features(CLASSES, "nonesuch")
+    monkeypatch.setattr(cprfl, "text_tower", untrained)
+    random = cprfl.class_features(CLASSES, "random")
+    assert torch.equal(random, made) and "UNTRAINED" in capsys.readouterr().out
+    assert not hasattr(cprfl.text_tower("RN50", None), "visual")
+
+
+def test_own_text_features(tmp_path):
+    own = np.random.default_rng(0).standard_normal((3, 50)).astype(np.float32)
+    np.save(tmp_path / "glove.npy", own)
+    model = small(text_features=str(tmp_path / "glove.npy"))
+    assert np.array_equal(model.text_features, own) and model.prompts[0].in_features == 50
+    torch.save(torch.tensor(own), tmp_path / "glove.pt")
+    assert np.array_equal(small(text_features=str(tmp_path / "glove.pt")).text_features, own)
+
+
+def test_a_tuned_text_tower_learns():
+    model = small(text_features=None, text="random", tune_text=True)
+    model(torch.randn(1, 3, 64, 64)).sum().backward()
+    tuned = [p for g in cprfl.param_groups(model, 0.1, 0) for p in g["params"]]
+    assert any(p is model.text.text_projection for p in tuned)
+    assert model.text.text_projection.grad.norm() > 0 and "text_features" not in model.state_dict()
+    assert all(p.grad is not None for p in tuned)
+
+
+def test_a_run_resumes_and_evaluates_without_the_text_tower(tmp_path, capsys):
+    train.main(["--model", "cprfl", "--limit", "64", "--epochs", "1", "--batch-size", "16",
+                "--workers", "0", "--out", str(tmp_path / "run")])
+    text = capsys.readouterr().out
+    assert "cprfl on scenes-lt" in text and "UNTRAINED" in text and "tail " in text
+    mean = json.loads((tmp_path / "run/log.jsonl").read_text().splitlines()[-1])["mAP"]
+    table = run("eval.py", "--checkpoint", tmp_path / "run/last.pt")
+    assert f"mAP {mean:.2f}" in table and "tail " in table and "UNTRAINED" not in table
+
+
+def test_the_file_alone_is_enough(tmp_path):
+    shutil.copy(cprfl.__file__, tmp_path)
+    run("-c", "import cprfl, torch; m = cprfl.build(['a', 'b'], backbone='test_resnet', "
+        "text_features=torch.randn(2, 8), d_model=32, pretrained=False, image_size=64); "
+        "l = cprfl.loss(m(torch.randn(2, 3, 64, 64)), torch.ones(2, 2)); l.backward(); "
+        "torch.optim.AdamW(cprfl.param_groups(m, 1e-4, 1e-2)).step()", cwd=tmp_path)
