@@ -176,11 +176,13 @@ PAPER = {
     "std": (1., 1., 1.), "augment": ("cutout", "randaugment"), "optimizer": "adam", "lr": 1e-4,
     "weight_decay": 1e-4, "schedule": "onecycle", "pct_start": 0.2, "epochs": 41,
     "schedule_epochs": 80, "batch_size": 128, "ema": 0.9997}
+SCENES = dict(
+    PAPER, backbone="test_resnet", pretrained=False, image_size=128, output_stride=16,
+    mean=(0.5, 0.5, 0.5), std=(0.25, 0.25, 0.25), augment=("flip",), optimizer="adamw",
+    lr=3e-3, weight_decay=1e-2, epochs=8, schedule_epochs=0, batch_size=64, ema=0.)
 RECIPES = {
-    "scenes": dict(
-        PAPER, backbone="test_resnet", pretrained=False, image_size=128, output_stride=16,
-        mean=(0.5, 0.5, 0.5), std=(0.25, 0.25, 0.25), augment=("flip",), optimizer="adamw",
-        lr=3e-3, weight_decay=1e-2, epochs=8, schedule_epochs=0, batch_size=64, ema=0.),
+    "scenes": SCENES,
+    "scenes-lt": dict(SCENES, epochs=40),
     "csv": PAPER,
     "coco2014": dict(PAPER, drop_unlabelled=True),  # paper: 86.6 mAP
     "voc2007": PAPER,  # paper: 94.6

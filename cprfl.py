@@ -266,8 +266,8 @@ RELEASED = {
     "batch_size": 16, "ema": 0.998, "text": "RN50"}
 SCENES = dict(
     RELEASED, backbone="test_resnet", pretrained=False, image_size=128, output_stride=16,
-    mean=(0.5, 0.5, 0.5), std=(0.25, 0.25, 0.25), augment=("flip",), lr=2e-3, weight_decay=1e-2,
-    pct_start=0.2, epochs=16, batch_size=64, ema=0., text="random", d_model=128, heads=4,
+    mean=(0.5, 0.5, 0.5), std=(0.25, 0.25, 0.25), augment=("flip",), lr=5e-4, weight_decay=1e-2,
+    pct_start=0.2, epochs=40, clip_grad=1., ema=0., text="random", d_model=128, heads=4,
     head_dim=32, ffn=256, dropout=0.)
 RECIPES = {
     "scenes-lt": SCENES,

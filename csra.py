@@ -139,11 +139,13 @@ PAPER = {
     "std": (1., 1., 1.), "augment": ("crop", "flip"), "optimizer": "sgd", "lr": 0.01,
     "weight_decay": 1e-4, "schedule": "step", "decay_epochs": 4, "warmup_epochs": 2.,
     "epochs": 30, "batch_size": 16, "heads": 1, "lam": 0.1}
+SCENES = dict(
+    PAPER, backbone="test_resnet", pretrained=False, image_size=128, output_stride=16,
+    mean=(0.5, 0.5, 0.5), std=(0.25, 0.25, 0.25), augment=("flip",), optimizer="adamw",
+    lr=3e-3, weight_decay=1e-2, schedule="onecycle", epochs=8, batch_size=64, lam=1.)
 RECIPES = {
-    "scenes": dict(
-        PAPER, backbone="test_resnet", pretrained=False, image_size=128, output_stride=16,
-        mean=(0.5, 0.5, 0.5), std=(0.25, 0.25, 0.25), augment=("flip",), optimizer="adamw",
-        lr=3e-3, weight_decay=1e-2, schedule="onecycle", epochs=8, batch_size=64, lam=1.),
+    "scenes": SCENES,
+    "scenes-lt": dict(SCENES, epochs=40),
     "csv": PAPER,
     "voc2007": PAPER,  # paper: 94.7 mAP
     "voc2012": PAPER,

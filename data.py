@@ -94,7 +94,7 @@ def outline(corners, inner=1.0, turn=0.0):
     return np.stack([radius * np.sin(angle), -radius * np.cos(angle)], 1)
 
 
-COLOURS = {"red": (214, 48, 49), "green": (46, 160, 67), "blue": (52, 101, 210),
+COLOURS = {"red": (214, 48, 49), "green": (30, 180, 60), "blue": (40, 80, 230),
            "yellow": (235, 196, 40)}
 SHAPES = {"circle": outline(16), "square": outline(4, turn=0.5), "triangle": outline(3),
           "star": outline(10, 0.42), "cross": np.array(
@@ -125,7 +125,7 @@ def draw_scene(seed, number):
     """
     rng = np.random.default_rng((int(seed), int(number)))
     labels = scene_labels(rng)  # drawn first: load_scenes needs no more than these
-    image = Image.fromarray(rng.integers(40, 216, (3, 3, 3), dtype=np.uint8))
+    image = Image.fromarray(rng.integers(80, 176, (3, 3, 3), dtype=np.uint8))
     image = image.resize((SIDE, SIDE), Image.BILINEAR)
     draw = ImageDraw.Draw(image)
     start, turn = SIDE * rng.random((10, 2)), 2 * np.pi * rng.random((10, 1))

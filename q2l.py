@@ -271,11 +271,13 @@ RELEASED = {
     "mean": (0.485, 0.456, 0.406), "std": (0.229, 0.224, 0.225), "augment": ("randaugment",),
     "optimizer": "adamw", "lr": 1e-4, "weight_decay": 1e-2, "schedule": "onecycle",
     "pct_start": 0.2, "epochs": 80, "batch_size": 128, "ema": 0.9997}
+SCENES = dict(
+    RELEASED, backbone="test_resnet", pretrained=False, image_size=128, output_stride=16,
+    mean=(0.5, 0.5, 0.5), std=(0.25, 0.25, 0.25), augment=("flip",), lr=7e-4, epochs=8,
+    batch_size=32, ema=0., d_model=128, ffn=256, dropout=0., freeze=False)
 RECIPES = {
-    "scenes": dict(
-        RELEASED, backbone="test_resnet", pretrained=False, image_size=128, output_stride=16,
-        mean=(0.5, 0.5, 0.5), std=(0.25, 0.25, 0.25), augment=("flip",), lr=2e-3, epochs=8,
-        batch_size=64, ema=0., d_model=128, ffn=256, dropout=0., freeze=False),
+    "scenes": SCENES,
+    "scenes-lt": dict(SCENES, epochs=40),
     "csv": RELEASED,
     "coco2014": RELEASED,  # paper: 84.9 mAP, and 86.5 with --image-size 576
     "coco2017": RELEASED,
