@@ -38,14 +38,14 @@ def asymmetric_loss(logits, targets, gamma_neg=4, gamma_pos=0, clip=0.05, detach
     `detach`: weights without gradient. `reduction`: sum, mean (over the judged entries) or none.
     """
     z = logits.to(torch.promote_types(logits.dtype, torch.float32))
-    p_m = (torch.sigmoid(z) - clip).clamp(min=0)  # Eq. 5
-    loss_pos = F.logsigmoid(z)  # Eq. 2
-    loss_neg = torch.log1p(-p_m) if clip else F.logsigmoid(-z)
+    positive, negative = (targets > 0).to(z.dtype), (targets == 0).to(z.dtype)  # y, 1 - y
+    p_m = F.relu(torch.sigmoid(z) - clip)  # Eq. 5
+    log_p, log_not_p = F.logsigmoid(z), torch.log(1 - p_m) if clip else F.logsigmoid(-z)
     if gamma_pos:
-        loss_pos = loss_pos * focus(torch.sigmoid(-z), gamma_pos, detach)  # Eq. 4
+        positive = positive * focus(torch.sigmoid(-z), gamma_pos, detach)  # Eq. 4
     if gamma_neg:
-        loss_neg = loss_neg * focus(p_m, gamma_neg, detach)  # Eq. 6
-    return reduced(-torch.where(targets > 0, loss_pos, loss_neg), targets, reduction)  # Eq. 7
+        negative = negative * focus(p_m, gamma_neg, detach)  # Eq. 6
+    return reduced(-(positive * log_p + negative * log_not_p), targets, reduction)  # Eq. 2, 7
 
 
 def focus(p, gamma, detach):
@@ -54,12 +54,10 @@ def focus(p, gamma, detach):
 
 
 def reduced(loss, targets, reduction):
-    """(B, K) -> sum, mean or itself, over the judged entries."""
-    judged = targets >= 0
-    loss = loss * judged
+    """(B, K), 0 where not judged -> sum, mean over the judged entries, or itself."""
     if reduction == "none":
         return loss
-    return loss.sum() if reduction == "sum" else loss.sum() / judged.sum().clamp(min=1)
+    return loss.sum() / ((targets >= 0).sum().clamp(min=1) if reduction == "mean" else 1)
 
 
 def binary_cross_entropy(logits, targets, reduction="sum"):
@@ -102,7 +100,8 @@ def distribution_balanced_loss(logits, targets, class_freq, num_images=None, alp
     scale = torch.where(y, 1.0, lam)  # negative-tolerant: steep but bounded, its weight 1 / lam
     bce = F.softplus(torch.where(y, -z, lam * z))
     weight = rebalanced_weight(targets, class_freq, alpha, beta, mu) / scale
-    return reduced(weight * (1 - torch.exp(-bce)) ** gamma * bce, targets, reduction)
+    loss = weight * (1 - torch.exp(-bce)) ** gamma * bce * (targets >= 0)
+    return reduced(loss, targets, reduction)
 
 
 def loss_by_name(name, class_freq, num_images, data):

@@ -256,7 +256,8 @@ def load_coco(root, split, year):
     return Dataset([names[number] for number in column], paths, targets)
 
 
-LISTS = "https://raw.githubusercontent.com/jiexuanyan/CPRFL/10b5b7c9d91d421d86175b8ccf07f280c1e94cac"
+LISTS = ("https://raw.githubusercontent.com/jiexuanyan/CPRFL/"
+         "10b5b7c9d91d421d86175b8ccf07f280c1e94cac/data")
 SHA256 = {
     "coco_labels.txt": "a16d52dc65d8bc2b7abe5875199d802e951b7af142b327f8c85b496116a87f45",
     "coco_lt_train.txt": "8e0c354ae2214d7ced46f4a5ae24236149296be4dcd2df74f00eba2abe6be0ce",
@@ -269,7 +270,7 @@ SHA256 = {
 def load_published(root, split, name):
     """COCO-LT and VOC-LT as published: ROOT/longtail/*.txt, a picture's path and its label numbers
     a line. VOC's difficult objects count as positive in these lists."""
-    remedy = f"--download fetches it, from {LISTS}/data/{name}, into ROOT/longtail"
+    remedy = f"--download fetches it, from {LISTS}/{name}, into ROOT/longtail"
     file = root / "longtail" / f"{name}_labels.txt"
     with reading(file, remedy):
         classes = [line.rsplit(maxsplit=1) for line in file.read_text("utf-8").splitlines() if line]
@@ -283,7 +284,8 @@ def load_published(root, split, name):
             if not all(n.isdecimal() and int(n) < len(classes) for n in numbers):
                 raise ValueError(f"row {i + 1}: {numbers} are not numbers below {len(classes)}")
             targets[i, [int(n) for n in numbers]] = 1
-    return Dataset([name for name, _ in classes], strings(f"{root}/{row[0]}" for row in rows), targets)
+    paths = strings(f"{root}/{row[0]}" for row in rows)
+    return Dataset([name for name, _ in classes], paths, targets)
 
 
 def long_tailed(data, ratio):
@@ -326,7 +328,7 @@ def load(name, root=None, split="train", *, drop_unlabelled=False, long_tail=0, 
     makes the training split a long-tailed one of that ratio, `download` fetches VOC and the lists,
     `check` makes a missing picture an error. Raises InputError."""
     if name not in SETS or split not in ("train", "test"):
-        raise InputError(f"no {split!r} of {name!r}: choose train or test of {', '.join(SETS)}")
+        raise InputError(f"no data set {name}, {split}: choose train or test of {', '.join(SETS)}")
     if not name.startswith("scenes") and not (root and (download or os.path.isdir(root))):
         raise InputError(f"{name} needs --root, the folder that holds it; {root} is not there")
     if download:
@@ -338,7 +340,7 @@ def load(name, root=None, split="train", *, drop_unlabelled=False, long_tail=0, 
         long_tail = 50
     if long_tail and split == "train":
         if long_tail < 1:
-            raise InputError(f"--long-tail {long_tail}: the most over the least frequent, at least 1")
+            raise InputError(f"--long-tail {long_tail}: most over least frequent class, at least 1")
         data = long_tailed(data, long_tail)
     if not data.targets.size:
         raise InputError(f"{name} {split} in {root}: {len(data)} pictures, "
@@ -359,7 +361,7 @@ def fetch(name, root):
             kind, folder = name.split("-")[0], root / "longtail"
             folder.mkdir(parents=True, exist_ok=True)
             for file in (f"{kind}_labels.txt", f"{kind}_lt_train.txt", f"{kind}_lt_test.txt"):
-                with urllib.request.urlopen(f"{LISTS}/data/{kind}/{file}", timeout=60) as answer:
+                with urllib.request.urlopen(f"{LISTS}/{kind}/{file}", timeout=60) as answer:
                     content = answer.read()
                 if hashlib.sha256(content).hexdigest() != SHA256[file]:
                     raise ValueError(f"{file} is not the published one (sha256)")

@@ -56,8 +56,8 @@ def average_precision(scores, targets, kind="all-points"):
 def metrics(scores, targets, threshold=0.5, kind="all-points", counts=None):
     """In percent: mAP; CP, CR, CF1 (per class, averaged; CF1 from CP and CR); OP, OR, OF1 (over all
     decisions score > threshold); with suffix _3, for the top 3 of a picture that are above it too.
-    `counts`, training pictures per class, adds the mAP of head, medium and tail classes. Besides: AP,
-    the list per class (None without positives), and positives, their numbers.
+    `counts`, training pictures per class, adds the mAP of head, medium and tail classes. Besides:
+    AP, the list per class (None without positives), and positives, their numbers.
 
     scores: probabilities (N, K); targets (N, K): 1, 0, -1. Precision without predictions counts 0.
     """
@@ -133,7 +133,7 @@ def predict(model, batches, device, dtype, mean, std):
 
 
 def read_checkpoint(path):
-    """A checkpoint of train.py, or a released one with numpy's numbers in it; nothing is executed."""
+    """A checkpoint of train.py, or a released one, numpy's numbers in it; nothing is executed."""
     number = np._core.multiarray.scalar  # numpy 1 wrote it under another name
     allowed = [number, (number, "numpy.core.multiarray.scalar"), np.dtype,
                *(type(np.dtype(kind)) for kind in ("float64", "float32", "int64"))]
@@ -159,10 +159,10 @@ def main(argv=None):
     args, flags = parser.parse_known_args(argv)
     if args.checkpoint:
         if args.model or flags:
-            parser.error(f"not with --checkpoint: {' '.join(['--model'] * bool(args.model) + flags)}")
+            parser.error(f"not with --checkpoint: {args.model or ''} {' '.join(flags)}")
         checkpoint = read_checkpoint(args.checkpoint)
         if not isinstance(checkpoint, dict) or "settings" not in checkpoint:
-            raise InputError(f"{args.checkpoint}: not of train.py; a released one is for --official")
+            raise InputError(f"{args.checkpoint}: not of train.py; --official takes released ones")
         settings, weights = checkpoint["settings"], "ema" if checkpoint["ema"] else "model"
         method, state = importlib.import_module(settings["model"]), checkpoint[weights]
     else:
@@ -186,7 +186,7 @@ def main(argv=None):
         model.load_state_dict(state)
     except RuntimeError as error:
         raise InputError(f"{args.checkpoint or args.official} doesn't fit the model: "
-                         f"{str(error)[:600]}\nDo --backbone, --image-size and the others?") from error
+                         f"{str(error)[:600]}\nDo --backbone, --image-size and so on?") from error
     device = pick_device()
     dtype, workers = pick_dtype(settings["amp"], device), max(settings["workers"], 0)
     batches = loader(data, settings["image_size"], settings["batch_size"], workers=workers)

@@ -74,8 +74,9 @@ class EncoderLayer(nn.Module):
 
     def forward(self, x, pos):
         """x (B, HW, d), pos (HW, d)"""
-        x = self.norm1(x + self.dropout(self.self_attn(x + pos, x + pos, x)[0]))
-        hidden = self.dropout(self.linear1(x).relu())  # (B, HW, ffn)
+        q = x + pos
+        x = self.norm1(x + self.dropout(self.self_attn(q, q, x)[0]))
+        hidden = self.dropout(self.linear1(x).relu_())  # (B, HW, ffn)
         return self.norm2(x + self.dropout(self.linear2(hidden)))
 
 
@@ -98,7 +99,7 @@ class DecoderLayer(nn.Module):
             x = self.norm1(x + self.dropout(self.self_attn(q, q, x)[0]))  # Eq. 1
         found, weights = self.multihead_attn(x + label_pos, keys, tokens, need_map)  # Eq. 2
         x = self.norm2(x + self.dropout(found))
-        hidden = self.dropout(self.linear1(x).relu())  # (B, K, ffn)
+        hidden = self.dropout(self.linear1(x).relu_())  # (B, K, ffn)
         return self.norm3(x + self.dropout(self.linear2(hidden))), weights  # Eq. 3
 
 

@@ -38,8 +38,8 @@ from eval import build_model, metrics, pick_device, pick_dtype, predict, read_ch
 RECIPE = {  # what a recipe may set, and what holds where it doesn't
     "backbone": "resnet101.tv_in1k", "pretrained": True, "image_size": 448,
     "mean": (0.485, 0.456, 0.406), "std": (0.229, 0.224, 0.225), "augment": (),
-    "drop_unlabelled": False, "long_tail": 0.0, "loss": "", "optimizer": "adamw", "lr": 1e-4, "weight_decay": 1e-4,
-    "clip_grad": 0.0, "schedule": "onecycle", "pct_start": 0.2, "decay_epochs": 1,
+    "drop_unlabelled": False, "long_tail": 0.0, "loss": "", "optimizer": "adamw", "lr": 1e-4,
+    "weight_decay": 1e-4, "clip_grad": 0.0, "schedule": "onecycle", "pct_start": 0.2, "decay_epochs": 1,
     "warmup_epochs": 0.0, "epochs": 30, "schedule_epochs": 0, "batch_size": 16, "ema": 0.0}
 RUN = {  # the rest, without influence on what the run aims at
     "root": None, "out": None, "seed": 0, "workers": -1, "amp": "auto", "compile": False,
@@ -47,7 +47,8 @@ RUN = {  # the rest, without influence on what the run aims at
 HELP = {
     "mean": "r,g,b", "std": "r,g,b", "augment": "some of crop,flip,cutout,randaugment",
     "drop_unlabelled": "leave out pictures without labels",
-    "long_tail": "make the training split long-tailed: most over least frequent class", "clip_grad": "norm; 0: none",
+    "long_tail": "make the training split long-tailed: most over least frequent class",
+    "clip_grad": "norm; 0: none",
     "loss": "asl, focal, bce or db (mean) in place of the method's own",
     "optimizer": "sgd, adam or adamw", "schedule": "step, onecycle or cosine",
     "pct_start": "rising part of onecycle", "decay_epochs": "schedule step: x 0.1 every so many",
@@ -98,7 +99,10 @@ def settings_of(argv):
     flags = vars(parser.parse_args(argv))
     last = Path(flags.get("out") or "", "last.pt")
     if flags.get("resume") and last.is_file():
-        settings = read_checkpoint(last)["settings"]
+        stored = read_checkpoint(last)
+        if not isinstance(stored, dict) or "settings" not in stored:
+            raise InputError(f"{last} is not a checkpoint of train.py: choose another --out")
+        settings = stored["settings"]
         changed = [name for name, value in flags.items() if settings.get(name) != value
                    and name not in ("resume", "workers", "root", "out", "compile", "download")]
         if changed:
@@ -154,6 +158,8 @@ def train(method, settings):
     if classes != data["test"].classes:
         raise InputError(f"{s['data']}: train and test have other classes: {classes[:5]}..., "
                          f"{data['test'].classes[:5]}...")
+    if not (data["test"].targets == 1).any():
+        raise InputError(f"{s['data']}: the test split has no positive label, so no mAP")
     if s["limit"]:
         data["train"] = data["train"].subset(slice(s["limit"]))
     counts = (data["train"].targets == 1).sum(0)  # training pictures per class
@@ -241,8 +247,8 @@ def train(method, settings):
                         "lr": scheduler.get_last_lr()[0], "seconds": time.time() - begin})
         log.write(json.dumps(history[-1]) + "\n")
         log.flush()
-        print(f"epoch {epoch + 1}, test:", *(f"{name} {value:.2f}" for name, value in shown.items()),
-              flush=True)
+        print(f"epoch {epoch + 1}, test:",
+              *(f"{name} {value:.2f}" for name, value in shown.items()), flush=True)
         save({"model": model.state_dict(), "ema": ema.module.state_dict() if ema else None,
               "optimizer": optimizer.state_dict(), "scheduler": scheduler.state_dict(),
               "scaler": scaler.state_dict(), "rng": torch.get_rng_state(),
@@ -250,9 +256,10 @@ def train(method, settings):
               "epoch": epoch + 1, "history": history, "settings": s, "classes": classes,
               "counts": counts.tolist()}, last)
     best = max(history, key=lambda line: line["mAP"])
-    final = {**{name: history[-1][name] for name in SHOWN if name in history[-1]}, "weights": "ema" if ema else "raw",
+    final = {**{name: history[-1][name] for name in SHOWN if name in history[-1]},
+             "weights": "ema" if ema else "raw", "seconds": time.time() - begin,
              "best_mAP_on_test": best["mAP"], "best_epoch_on_test": best["epoch"],
-             "seconds": time.time() - begin, "checkpoint": str(last)}
+             "checkpoint": str(last)}
     log.write(json.dumps(final) + "\n")
     log.close()
     print(f"mAP {final['mAP']:.2f} on test, {final['weights']} weights after the last epoch (best "

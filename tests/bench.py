@@ -54,7 +54,8 @@ def input_speed(images):
         ours = {"evaluation": (), "CSRA training": ("crop", "flip"),
                 "RandAugment + Cutout": ("cutout", "randaugment")}
         for name, steps in plain.items():
-            plain_way = v1.Compose([Image.open, lambda image: image.convert("RGB"), *steps, *finish])
+            convert = v1.Lambda(lambda image: image.convert("RGB"))
+            plain_way = v1.Compose([Image.open, convert, *steps, *finish])
             our_way = v1.Compose([data.read_picture, data.transform(448, ours[name])])
             rate = rates({"plain": plain_way, "ours": our_way}, paths)
             print(f"  {name:22} plain {rate['plain']:6.1f}  ours {rate['ours']:6.1f}  "
@@ -72,18 +73,18 @@ def input_speed(images):
         print(f"  scenes drawn/s: {2000 / (time.perf_counter() - start):.0f}")
 
 
-def timed(ways, repeats):
-    """Milliseconds of each way (a call), the median; the ways take turns after one warm-up each."""
-    return {name: 1000 / rate for name, rate in rates(
-        {name: lambda _, way=way: way() for name, way in ways.items()}, [None], repeats).items()}
+def timed(ways, repeats, calls=1):
+    """Milliseconds of each way (a function): median of `repeats` means over `calls`."""
+    calls_of = {name: lambda _, way=way: way() for name, way in ways.items()}
+    return {name: 1000 / rate for name, rate in rates(calls_of, range(calls), repeats).items()}
 
 
-def backward(way, *inputs):
-    """A call that runs `way(*inputs)` forward and backward."""
+def backward(way, leaves):
+    """A function that runs `way()` forward and backward, with `leaves` free of gradients before."""
     def call():
-        for x in inputs:
+        for x in leaves:
             x.grad = None
-        out = way(*inputs)
+        out = way()
         out.backward(torch.ones_like(out))
     call()  # warm-up: compilation, allocation
     return call
@@ -107,9 +108,10 @@ def loss_speed():
         z = torch.randn(shape, requires_grad=True)
         y = (torch.rand(shape) < 0.04).to(torch.int8)
         y_float = y.float()
-        ms = timed({"plain": backward(partial(plain_asl, y=y_float), z),
-                    "ours": backward(partial(asl.asymmetric_loss, targets=y), z),
-                    "compiled": backward(partial(compiled, targets=y), z)}, 31)
+        ways = {"plain": partial(plain_asl, z, y_float), "compiled": partial(compiled, z, y),
+                "ours": partial(asl.asymmetric_loss, z, y)}
+        ms = timed({name: backward(way, [z]) for name, way in ways.items()}, 31,
+                   calls=max(16000 // shape[1], 1))
         apart = (asl.asymmetric_loss(z, y) / plain_asl(z, y_float) - 1).abs().item()
         print(f"  {shape!s:12} plain {ms['plain']:7.2f}  ours {ms['ours']:7.2f}  ratio "
               f"{ms['plain'] / ms['ours']:.2f}  compiled {ms['compiled']:7.2f}  ratio "
@@ -135,7 +137,8 @@ class PlainQ2L(torch.nn.Module):
         pos = q2l.sine_positions(*x.shape[-2:], x.shape[1], x.device)
         x = x.flatten(2).transpose(1, 2)
         for layer, attn in zip(head.encoder, self.attn):
-            x = layer.norm1(x + layer.dropout(attn(x + pos, x + pos, x)[0]))
+            q = x + pos
+            x = layer.norm1(x + layer.dropout(attn(q, q, x)[0]))
             hidden = layer.dropout(layer.linear1(x).relu())
             x = layer.norm2(x + layer.dropout(layer.linear2(hidden)))
         pos_q = head.query_embed.expand(len(x), -1, -1)
@@ -148,20 +151,17 @@ class PlainQ2L(torch.nn.Module):
 
 
 def peak_memory(call):
-    """MiB that the call takes at most, beyond what the process held before."""
+    """MiB that the tensors of a call take at most."""
     if torch.cuda.is_available():
         torch.cuda.reset_peak_memory_stats()
         before = torch.cuda.memory_allocated()
         call()
         return (torch.cuda.max_memory_allocated() - before) / 2 ** 20
-
-    def resident(line):
-        text = Path("/proc/self/status").read_text()
-        return int(text.split(f"{line}:")[1].split()[0]) / 1024
-    Path("/proc/self/clear_refs").write_text("5")  # Linux: the peak counts from here
-    before = resident("VmRSS")
-    call()
-    return resident("VmHWM") - before
+    with torch.profiler.profile(profile_memory=True) as profile:
+        call()
+    events = sorted((event.start_ns(), event.nbytes()) for event in
+                    profile.profiler.kineto_results.events() if event.name() == "[memory]")
+    return np.cumsum([size for _, size in events]).max() / 2 ** 20
 
 
 def plain_interaction(layer, tokens, prompts):
@@ -176,30 +176,27 @@ def plain_interaction(layer, tokens, prompts):
 
 
 def head_speed(name, ways, inputs, module):
-    """Forward + backward of both ways in training mode: ms, peak MiB, how far they are apart."""
-    ms = timed({key: backward(way, *inputs) for key, way in ways.items()}, 7)
-    peak = {key: peak_memory(backward(way, *inputs)) for key, way in ways.items()}
-    grads = []
+    """Forward + backward of both ways in training mode: ms, peak MiB; how far they are apart."""
+    leaves = [*inputs, *module.parameters()]
+    calls = {key: backward(partial(way, *inputs), leaves) for key, way in ways.items()}
+    ms, peak = timed(calls, 9), {key: peak_memory(call) for key, call in calls.items()}
     module.eval()  # without dropout the ways must agree
+    grads = []
     for way in ways.values():
-        module.zero_grad()
         out = way(*inputs)
-        for x in inputs:
-            x.grad = None
-        out.sin().sum().backward()
-        grads.append([out.detach(), *(x.grad for x in inputs)])
+        grads.append([out, *torch.autograd.grad(out.sin().sum(), inputs)])
     apart = max(((a - b).norm() / b.norm()).item() for a, b in zip(*grads))
-    print(f"  {name}: plain {ms['plain']:.0f} ms, {peak['plain']:.0f} MiB  ours {ms['ours']:.0f} ms, "
-          f"{peak['ours']:.0f} MiB  ratio {ms['plain'] / ms['ours']:.2f}  relative difference "
-          f"{apart:.0e}")
+    print(f"  {name}: plain {ms['plain']:.0f} ms, {peak['plain']:.0f} MiB  "
+          f"ours {ms['ours']:.0f} ms, {peak['ours']:.0f} MiB  "
+          f"ratio {ms['plain'] / ms['ours']:.2f}  relative difference {apart:.0e}")
 
 
 def heads_speed():
+    torch.manual_seed(0)
     print("\nHeads at 2048 wide, 80 labels, 14 x 14 cells, forward + backward")
     head = q2l.Q2LHead(80, 2048, 8192, 4, 1, 2, False, 0.1).train()
-    x = torch.randn(4, 2048, 14, 14, requires_grad=True)
-    plain = PlainQ2L(head)
-    head_speed("Q2L, batch 4", {"plain": plain, "ours": lambda x: head(x)[0]}, (x,), plain)
+    plain, x = PlainQ2L(head), torch.randn(4, 2048, 14, 14, requires_grad=True)
+    head_speed("Q2L, batch 4", {"plain": plain, "ours": lambda x: head(x)[0]}, [x], plain)
     layer = cprfl.Interaction(2048, 8, 512, 2048, 0.1).train()
     inputs = [torch.randn(16, 196, 2048, requires_grad=True),
               torch.randn(80, 2048, requires_grad=True)]

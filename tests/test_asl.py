@@ -98,7 +98,8 @@ def test_compiles_whole():
 
 def test_distribution_balanced_loss_is_its_equations():
     torch.manual_seed(0)
-    z, y = torch.randn(4, 3, dtype=torch.float64), torch.tensor([[1, 0, 1], [0, 0, 1], [1, 1, -1], [0, 0, 0]])
+    z = torch.randn(4, 3, dtype=torch.float64)
+    y = torch.tensor([[1, 0, 1], [0, 0, 1], [1, 1, -1], [0, 0, 0]])
     n, N, (alpha, beta, mu, kappa, lam) = [50, 5, 120], 150, (0.1, 10, 0.3, 0.05, 5)
     for gamma in (0, 2):
         total = 0

@@ -147,7 +147,6 @@ def test_loss_is_its_equation():
 
 def test_text_features_are_cached_and_checked(tmp_path, monkeypatch, capsys):
     monkeypatch.setenv("TORCH_HOME", str(tmp_path))
-    monkeypatch.setenv("HF_HUB_OFFLINE", "1")
     with pytest.raises(ValueError, match="network(.|\n)*--text-features FILE"):
         cprfl.class_features(CLASSES, "RN50")
     untrained = cprfl.text_tower

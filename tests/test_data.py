@@ -1,5 +1,6 @@
 """Data sets in their official formats, written small by the test; transforms; what goes wrong."""
 import csv
+import hashlib
 import json
 import pickle
 
@@ -67,7 +68,7 @@ def test_csv_errors(tmp_path, train, test, message):
 def test_load_errors(tmp_path):
     for arguments, message in ((("csv", None), "--root"), (("csv", tmp_path / "x"), "not there"),
                                (("csv", tmp_path), "train.csv is missing"),
-                               (("nonesuch", tmp_path), "choose.*scenes, csv"),
+                               (("nonesuch", tmp_path), "choose.*scenes, scenes-lt, csv"),
                                (("csv", tmp_path, "val"), "train or test"),
                                (("voc2007", tmp_path), "aeroplane_trainval.txt is missing"),
                                (("coco2014", tmp_path), "images.cocodataset.org")):
@@ -238,3 +239,73 @@ def test_table(tmp_path):
     assert lines[0].startswith("csv train: 2 pictures, 2 classes, 1.00 labels per picture")
     assert [line.split() for line in lines[2:4]] == [["cat", *"200"], ["dog", *"011"]]
     assert next(csv.reader([lines[-1]])) == ["0 pictures missing or unreadable"]
+
+
+def write_lists(root, kind):
+    """The published form: a path and label numbers a line; the last line break may be missing."""
+    (root / "longtail").mkdir(exist_ok=True)
+    (root / f"longtail/{kind}_labels.txt").write_text("person 0\ntraffic light 1 \ncat 2")
+    (root / f"longtail/{kind}_lt_train.txt").write_text("x/a.jpg 0 2 \nx/b.jpg 1")
+    (root / f"longtail/{kind}_lt_test.txt").write_text("x/c.jpg 1\nx/a.jpg\n")
+    for name in "abc":
+        picture(root / f"x/{name}.jpg")
+
+
+def test_published_lists(tmp_path, monkeypatch):
+    with pytest.raises(InputError, match="coco_labels.txt is missing.*--download"):
+        load("coco-lt", tmp_path)
+    write_lists(tmp_path, "coco")
+    train, test = load("coco-lt", tmp_path), load("coco-lt", tmp_path, "test")
+    assert train.classes == ["person", "traffic light", "cat"] and len(test) == 2
+    assert train.targets.tolist() == [[1, 0, 1], [0, 1, 0]]
+    assert test.targets.tolist() == [[0, 1, 0], [0, 0, 0]]
+    (tmp_path / "longtail/coco_lt_train.txt").write_text("x/a.jpg 0\nx/b.jpg 3\n")
+    with pytest.raises(InputError, match="coco_lt_train.txt.*row 2.*'3'"):
+        load("coco-lt", tmp_path)
+    (tmp_path / "published").mkdir()
+    write_lists(tmp_path / "published", "voc")
+    (tmp_path / "published/longtail").rename(tmp_path / "published/voc")
+    monkeypatch.setattr(data, "LISTS", f"file://{tmp_path}/published")
+    with pytest.raises(InputError, match="sha256"):
+        load("voc-lt", tmp_path, download=True)
+    for file in (tmp_path / "published/voc").iterdir():
+        monkeypatch.setitem(data.SHA256, file.name, hashlib.sha256(file.read_bytes()).hexdigest())
+    assert len(load("voc-lt", tmp_path, download=True)) == 2
+
+
+@pytest.mark.parametrize("name, train, test, most, least, sizes", [
+    ("coco-lt", 1909, 5000, 1128, 6, (22, 33, 25)), ("voc-lt", 1142, 4952, 775, 4, (6, 6, 8))])
+def test_lists_have_the_published_counts(name, train, test, most, least, sizes):
+    root = HERE.parent.parent / "shared/data"
+    if not (root / "longtail").is_dir():
+        pytest.skip("no published lists here")
+    index = load(name, root, check=False)
+    counts = (index.targets == 1).sum(0)
+    assert (len(index), counts.max(), counts.min()) == (train, most, least)
+    parts = data.groups(counts)
+    assert tuple(len(parts[part]) for part in ("head", "medium", "tail")) == sizes
+    index = load(name, root, "test", check=False)
+    assert len(index) == test and (name == "voc-lt" or (index.targets.sum(1) == 0).sum() == 48)
+
+
+def test_groups():
+    parts = data.groups([19, 20, 99, 100, 3])
+    assert {name: list(part) for name, part in parts.items()} == {
+        "head": [3], "medium": [1, 2], "tail": [0, 4]}
+
+
+def test_long_tail():
+    plain, tail = load("scenes"), load("scenes", long_tail=10)
+    counts = np.sort((tail.targets == 1).sum(0))[::-1]
+    rank = np.arange(1, 21)
+    assert 6 < counts[0] / counts[-1] < 15 and len(tail) < len(plain)
+    shape = counts[0] * rank ** (-np.log(10) / np.log(20))
+    assert (abs(counts - shape) <= 0.12 * shape + 2).all()
+    assert np.array_equal(tail.paths, load("scenes", long_tail=10).paths)
+    assert len(load("scenes", split="test", long_tail=10)) == 1000
+    row = np.flatnonzero(plain.paths == tail.paths[5])[0]  # pictures keep their labels
+    assert np.array_equal(plain.targets[row], tail.targets[5])
+    parts = data.groups((load("scenes-lt").targets == 1).sum(0))
+    assert [len(parts[part]) for part in ("head", "medium", "tail")] == [4, 12, 4]
+    with pytest.raises(InputError, match="--long-tail"):
+        load("scenes", long_tail=0.5)

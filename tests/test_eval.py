@@ -110,3 +110,13 @@ def test_speed_at_coco_size():
     start = time.perf_counter()
     average_precision(scores, targets)
     assert time.perf_counter() - start < 1
+
+
+def test_head_medium_and_tail():
+    rng = np.random.default_rng(3)
+    scores, targets = rng.random((50, 4)), rng.integers(0, 2, (50, 4))
+    ap = 100 * average_precision(scores, targets)
+    result = metrics(scores, targets, counts=[100, 19, 20, 400])
+    assert result["head"] == pytest.approx((ap[0] + ap[3]) / 2)
+    assert result["medium"] == pytest.approx(ap[2]) and result["tail"] == pytest.approx(ap[1])
+    assert "head" not in metrics(scores, targets, counts=[100] * 4)

@@ -24,8 +24,9 @@ def transformer_shapes(config):
     mlp = {"linear1.weight": (ffn, d), "linear1.bias": (ffn,), "linear2.weight": (d, ffn),
            "linear2.bias": (d,)}
     shapes = {}
-    for part, count, attention, norms in (("encoder", config.get("enc", 1), "self_attn", (1, 2)),
-                                          ("decoder", config.get("dec", 2), "multihead_attn", (2, 3))):
+    for part, count, attention, norms in (
+            ("encoder", config.get("enc", 1), "self_attn", (1, 2)),
+            ("decoder", config.get("dec", 2), "multihead_attn", (2, 3))):
         for i in range(count):
             layer = f"transformer.{part}.layers.{i}."
             shapes |= {f"{layer}{attention}.{name}": shape for name, shape in attn.items()}
@@ -183,7 +184,8 @@ def released_format(model, backbone):
         elif name.startswith("input_proj"):
             state[name] = tensor
         else:
-            state["transformer." + name.removeprefix("head.").replace("coder.", "coder.layers.")] = tensor
+            name = name.removeprefix("head.").replace("coder.", "coder.layers.")
+            state[f"transformer.{name}"] = tensor
     return {"epoch": 7, "arch": "Q2L", "best_mAP": np.float64(84.9), "args": {},
             "state_dict": {f"module.{name}": tensor for name, tensor in state.items()},
             "optimizer": {"state": {0: {"step": 3, "exp_avg": torch.zeros(2)}}, "param_groups": []}}
@@ -198,8 +200,8 @@ def test_released_tresnet_and_swin_convert():
     torch.testing.assert_close(fresh(images), model(images), rtol=1e-2, atol=1e-2)
 
     def earlier(name):  # Swin's authors put the downsampling at the end of the stage before
-        part = name.split(".")
-        return ".".join([part[0], str(int(part[1]) - 1), *part[2:]]) if "downsample" in name else name
+        first, stage, *rest = name.split(".", 2)
+        return f"{first}.{int(stage) - 1}.{rest[0]}" if "downsample" in name else name
     swin = {"backbone": "swin_tiny_patch4_window7_224"}
     model = q2l.build(["a"], pretrained=False, image_size=224, d_model=64, ffn=64, **swin).eval()
     fresh = q2l.build(["a"], pretrained=False, image_size=224, d_model=64, ffn=64, **swin).eval()
