@@ -183,6 +183,8 @@ RECIPES = {
     "scenes": SCENES,
     "scenes-lt": dict(SCENES, epochs=40),
     "csv": PAPER,
+    "coco-lt": dict(PAPER, backbone="resnet101.tv_in1k"),  # as CPRFL's paper compares with
+    "voc-lt": dict(PAPER, backbone="resnet101.tv_in1k"),
     "coco2014": dict(PAPER, drop_unlabelled=True),  # paper: 86.6 mAP
     "voc2007": PAPER,  # paper: 94.6
     "nuswide": dict(PAPER, image_size=240),  # paper: 65.2

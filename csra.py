@@ -147,6 +147,8 @@ RECIPES = {
     "scenes": SCENES,
     "scenes-lt": dict(SCENES, epochs=40),
     "csv": PAPER,
+    "coco-lt": PAPER,  # the paper has no long-tailed sets
+    "voc-lt": PAPER,
     "voc2007": PAPER,  # paper: 94.7 mAP
     "voc2012": PAPER,
     "coco2014": dict(PAPER, decay_epochs=5, drop_unlabelled=True, heads=4, lam=0.5),  # paper: 83.3

@@ -280,6 +280,8 @@ RECIPES = {
     "scenes": SCENES,
     "scenes-lt": dict(SCENES, epochs=40),
     "csv": RELEASED,
+    "coco-lt": RELEASED,  # the paper has no long-tailed sets
+    "voc-lt": RELEASED,
     "coco2014": RELEASED,  # paper: 84.9 mAP, and 86.5 with --image-size 576
     "coco2017": RELEASED,
     "voc2007": RELEASED,

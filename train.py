@@ -39,8 +39,9 @@ RECIPE = {  # what a recipe may set, and what holds where it doesn't
     "backbone": "resnet101.tv_in1k", "pretrained": True, "image_size": 448,
     "mean": (0.485, 0.456, 0.406), "std": (0.229, 0.224, 0.225), "augment": (),
     "drop_unlabelled": False, "long_tail": 0.0, "loss": "", "optimizer": "adamw", "lr": 1e-4,
-    "weight_decay": 1e-4, "clip_grad": 0.0, "schedule": "onecycle", "pct_start": 0.2, "decay_epochs": 1,
-    "warmup_epochs": 0.0, "epochs": 30, "schedule_epochs": 0, "batch_size": 16, "ema": 0.0}
+    "weight_decay": 1e-4, "clip_grad": 0.0, "schedule": "onecycle", "pct_start": 0.2,
+    "decay_epochs": 1, "warmup_epochs": 0.0, "epochs": 30, "schedule_epochs": 0,
+    "batch_size": 16, "ema": 0.0}
 RUN = {  # the rest, without influence on what the run aims at
     "root": None, "out": None, "seed": 0, "workers": -1, "amp": "auto", "compile": False,
     "limit": 0, "resume": False, "download": False}
@@ -112,6 +113,9 @@ def settings_of(argv):
     for name in ("epochs", "batch_size", "image_size", "decay_epochs"):
         if settings[name] < 1:
             parser.error(f"--{name.replace('_', '-')} {settings[name]}: must be at least 1")
+    if 0 < settings["schedule_epochs"] < settings["epochs"]:
+        parser.error(f"--epochs {settings['epochs']}: the schedule ends after "
+                     f"{settings['schedule_epochs']}; --schedule-epochs 0 makes it as long")
     if not 0 <= settings["ema"] < 1:
         parser.error(f"--ema {settings['ema']}: must be in [0, 1)")
     return method, settings

@@ -80,7 +80,7 @@ def test_a_loss_that_is_not_finite_stops_the_run(tmp_path, capsys, monkeypatch):
     (("--heads", 3), "heads=3"), (("--optimizer", "lion"), "--optimizer lion"),
     (("--augment", "mixup"), "crop, flip"), (("--pretrained",), "--no-pretrained"),
     (("--backbone", "resnet999"), "resnet999"), (("--amp", "int4"), "bf16"),
-    (("--epochs", "many"), "--epochs"), (("--image-size", "-1"), "image-size")])
+    (("--epochs", "many"), "--epochs"), (("--schedule-epochs", 3), "--schedule-epochs 0"), (("--image-size", "-1"), "image-size")])
 def test_wrong_flags_are_named(flags, message, tmp_path, capsys):
     with pytest.raises(SystemExit) as stop:
         train.main(["--model", "csra", *map(str, flags), "--out", str(tmp_path / "x")])
