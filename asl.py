@@ -134,12 +134,17 @@ class Baseline(nn.Module):
             x = x.permute(0, 3, 1, 2)
         return x
 
+    def classify(self, x):
+        """(..., d) -> (..., K), in float32 also under autocast: in bfloat16 logits would tie."""
+        with torch.autocast(x.device.type, enabled=False):
+            return self.head(x.to(torch.promote_types(x.dtype, torch.float32)))
+
     def forward(self, images):
-        return self.head(self.features(images).mean((2, 3)))
+        return self.classify(self.features(images).mean((2, 3)))
 
     def attention(self, images):
         """Logits (B, K) and class activation maps (B, K, H, W), whose means are the logits."""
-        maps = self.head(self.features(images).permute(0, 2, 3, 1)).permute(0, 3, 1, 2)
+        maps = self.classify(self.features(images).permute(0, 2, 3, 1)).permute(0, 3, 1, 2)
         return maps.mean((2, 3)), maps
 
 

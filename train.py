@@ -63,8 +63,9 @@ LOG_EVERY = 50  # steps
 
 
 def literal(text):
+    """A flag's text as a number, True, False, None (in any case), or itself."""
     try:
-        return ast.literal_eval(text)
+        return ast.literal_eval(text.title() if text.lower() in ("true", "false", "none") else text)
     except (ValueError, SyntaxError):
         return text
 
@@ -208,6 +209,7 @@ def train(method, settings):
     record = [{"settings": s, "torch": torch.__version__, "device": str(device),
                "autocast": str(dtype)}, *history]
     log.writelines(json.dumps(line) + "\n" for line in record)
+    log.flush()
 
     begin, done, total = time.time(), 0, (s["epochs"] - start) * len(batches)
     for epoch in range(start, s["epochs"]):

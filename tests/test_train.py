@@ -11,7 +11,9 @@ from conftest import run
 from PIL import Image
 
 import csra
+import eval as evaluation
 import train
+from data import InputError
 
 METHODS = ("csra", "q2l", "cprfl", "asl")
 QUICK = ("--limit", 64, "--batch-size", 16, "--workers", 0)
@@ -80,7 +82,8 @@ def test_a_loss_that_is_not_finite_stops_the_run(tmp_path, capsys, monkeypatch):
     (("--heads", 3), "heads=3"), (("--optimizer", "lion"), "--optimizer lion"),
     (("--augment", "mixup"), "crop, flip"), (("--pretrained",), "--no-pretrained"),
     (("--backbone", "resnet999"), "resnet999"), (("--amp", "int4"), "bf16"),
-    (("--epochs", "many"), "--epochs"), (("--schedule-epochs", 3), "--schedule-epochs 0"), (("--image-size", "-1"), "image-size")])
+    (("--epochs", "many"), "--epochs"), (("--schedule-epochs", 3), "--schedule-epochs 0"),
+    (("--image-size", "-1"), "image-size")])
 def test_wrong_flags_are_named(flags, message, tmp_path, capsys):
     with pytest.raises(SystemExit) as stop:
         train.main(["--model", "csra", *map(str, flags), "--out", str(tmp_path / "x")])
@@ -141,3 +144,22 @@ def test_every_method_trains_with_every_loss_on_ones_own_pictures(name, loss, tm
     first, *epochs, last = log(tmp_path / "run")
     assert first["settings"]["loss"] == loss and len(epochs) == 2
     assert 0 < last["mAP"] <= 100 and math.isfinite(epochs[1]["loss"])
+
+
+def test_files_that_are_no_checkpoint_of_this_run(tmp_path, capsys):
+    class Malicious:
+        def __reduce__(self):
+            return (tmp_path.joinpath("executed").mkdir, ())
+    good = tmp_path / "good"
+    train.main(["--model", "csra", *map(str, QUICK), "--epochs", "1", "--out", str(good)])
+    torch.save({"settings": Malicious()}, tmp_path / "evil.pt")
+    torch.save({"weights": 1}, tmp_path / "other.pt")
+    (tmp_path / "cut.pt").write_bytes((good / "last.pt").read_bytes()[:5000])
+    state = torch.load(good / "last.pt")
+    torch.save(state | {"classes": state["classes"][::-1]}, tmp_path / "turned.pt")
+    for name, message in (("evil.pt", "evil.pt"), ("other.pt", "not of train.py"),
+                          ("cut.pt", "cut.pt"), ("lost.pt", "lost.pt"),
+                          ("turned.pt", "another order")):
+        with pytest.raises(InputError, match=message):
+            evaluation.main(["--checkpoint", str(tmp_path / name)])
+    assert not (tmp_path / "executed").exists()
