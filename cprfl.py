@@ -79,7 +79,7 @@ def class_features(classes, text):
     try:
         features = text_tower(text, tag).encode_text(text_tokens(classes, text))
     except (OSError, RuntimeError) as error:
-        raise ValueError(f"text={text}: {str(error)[:200]}\nTwo ways out: a network, once (then "
+        raise ValueError(f"text={text}: {str(error)[:100]}...\nTwo ways out: a network, once (then "
                          f"{file} keeps the features), or --text-features FILE: a .npy or .pt "
                          f"file with your own ({len(classes)}, m)") from error
     file.parent.mkdir(parents=True, exist_ok=True)

@@ -116,7 +116,8 @@ def build_model(method, settings, classes):
     except (OSError, RuntimeError, ValueError) as error:
         remedy = ("\nPretrained weights need a network once, then they are cached; "
                   "--no-pretrained starts from random ones.") if settings["pretrained"] else ""
-        raise InputError(f"{settings['backbone']}: {str(error)[:300]}{remedy}") from error
+        raise InputError(f"{settings['model']}, backbone {settings['backbone']}: "
+                         f"{str(error)[:800]}{remedy}") from error
 
 
 @torch.inference_mode()

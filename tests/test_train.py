@@ -92,6 +92,12 @@ def test_wrong_flags_are_named(flags, message, tmp_path, capsys):
     assert all(part in text for part in message.split(".*")), text
 
 
+def test_no_network_and_no_cache_names_both_ways_out(tmp_path, monkeypatch):
+    monkeypatch.setenv("TORCH_HOME", str(tmp_path))
+    with pytest.raises(SystemExit, match="a network, once(.|\n)*--text-features FILE(.|\n)*m\\)"):
+        train.main(["--model", "cprfl", "--text", "RN50", "--out", str(tmp_path / "x")])
+
+
 def test_help_names_recipe_and_hyper_parameters():
     text = run("csra.py", "--help")
     assert "--lam" in text and "--weight-decay" in text and "--no-pretrained" in text
