@@ -7,12 +7,18 @@ import zlib
 from pathlib import Path
 
 import numpy as np
+import pytest
 import torch
 
 os.environ["HF_HUB_OFFLINE"] = "1"  # before the hub's client is imported: no test asks a network
 HERE = Path(__file__).parent
 sys.path.insert(0, str(HERE.parent))
 PARITY = json.loads((HERE / "parity.json").read_text())  # figures of the released models
+
+
+@pytest.fixture(autouse=True)
+def same_random_numbers_in_every_run():
+    torch.manual_seed(0)
 
 
 def released_weights(shapes):

@@ -99,11 +99,11 @@ def test_encoder_is_torchs_layer_with_positions():
 
 
 def test_maps_are_the_weights_of_torchs_attention():
-    attention = q2l.Attention(32, 4, 0.0).eval()
-    twin = torch.nn.MultiheadAttention(32, 4, batch_first=True)
+    attention = q2l.Attention(32, 4, 0.0).double().eval()
+    twin = torch.nn.MultiheadAttention(32, 4, batch_first=True).double()
     torch.nn.init.normal_(attention.in_proj_weight)
     twin.load_state_dict(attention.state_dict())
-    q, k = torch.randn(1, 3, 32), torch.randn(2, 6, 32)
+    q, k = torch.randn(1, 3, 32).double(), torch.randn(2, 6, 32).double()
     x, weights = attention(q, k, k, need_map=True)
     expected = twin(q.expand(2, -1, -1), k, k, average_attn_weights=False)
     torch.testing.assert_close((x, weights), tuple(expected))
