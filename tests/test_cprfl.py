@@ -125,6 +125,12 @@ def test_prompts_and_score_are_their_equations():
     logits, maps = model.attention(images)
     assert maps.shape == (2, 2, 3, 2, 2) and (maps.sum((-2, -1)) < 1).all()
     torch.testing.assert_close(logits, model(images))
+    query, key = (model.interaction.norm1(x) @ w.T for x, w in zip(
+        (P, F), model.interaction.to_qkv.weight.chunk(3)))  # of all heads
+    for b, h, k in ((0, 0, 0), (1, 1, 2)):
+        part = slice(8 * h, 8 * h + 8)
+        ratio = torch.exp((key[b, 1] - key[b, 3])[part] @ query[k, part] / math.sqrt(8))
+        torch.testing.assert_close(maps[b, h, k, 0, 1] / maps[b, h, k, 1, 1], ratio)
     assert isinstance(small(prompts="linear").prompts, nn.Linear)
     assert small(prompts="random").prompts.shape == (3, 32)
     for wrong in ({"prompts": "x"}, {"paths": "x"}, {"text_features": torch.randn(2, 16)}):

@@ -35,9 +35,11 @@ def test_run_evaluate_and_repeat(tmp_path):
     assert f"mAP {a[-1]['mAP']:.2f} " in table and "red circle" in table and "all-points" in table
 
 
-@pytest.mark.parametrize("ema", [0, 0.9])
-def test_resume_goes_on_bit_for_bit(tmp_path, ema, monkeypatch):
-    argv = ["--model", "csra", "--limit", "64", "--batch-size", "16", "--epochs", "3", "--workers",
+@pytest.mark.parametrize("model, ema", [("csra", 0), ("q2l", 0.9)])
+def test_resume_goes_on_bit_for_bit(tmp_path, model, ema, monkeypatch):
+    """Q2L with dropout, so that the random state counts; CSRA with two rates."""
+    method = [model, *(["--dropout", "0.1", "--data", "scenes"] if model == "q2l" else [])]
+    argv = ["--model", *method, "--limit", "64", "--batch-size", "16", "--epochs", "3", "--workers",
             "0", "--ema", str(ema), "--schedule", "step", "--warmup-epochs", "1", "--out"]
     train.main([*argv, str(tmp_path / "whole")])
     save, saved = train.save, []
@@ -55,7 +57,7 @@ def test_resume_goes_on_bit_for_bit(tmp_path, ema, monkeypatch):
         train.main([*argv, str(tmp_path / "cut")])
     with pytest.raises(SystemExit, match="epochs"):
         train.main([*argv, str(tmp_path / "cut"), "--resume", "--epochs", "9"])
-    train.main(["--model", "csra", "--resume", "--out", str(tmp_path / "cut")])
+    train.main(["--model", model, "--resume", "--out", str(tmp_path / "cut")])
     states = [torch.load(tmp_path / name / "last.pt") for name in ("whole", "cut")]
     for part in ("model", "ema") if ema else ("model",):
         one, two = (state[part] for state in states)
