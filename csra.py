@@ -67,8 +67,8 @@ class CSRAHead(nn.Module):
         """The a of Eq. 2, (B, heads, K, H, W), each of sum 1; T = infinity: 1 at the maximum."""
         maps = []
         for s, T in zip(self.scores(x).unbind(1), self.temperatures):
-            maximum = F.one_hot(s.argmax(-1), s.shape[-1]).to(s)
-            maps.append(maximum if T == INF else torch.softmax(T * s, -1))
+            maps.append(F.one_hot(s.argmax(-1), s.shape[-1]).to(s) if T == INF
+                        else torch.softmax(T * s, -1))
         return torch.stack(maps, 1).unflatten(-1, x.shape[-2:])
 
 

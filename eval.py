@@ -133,8 +133,8 @@ def predict(model, batches, device, dtype, mean, std):
     return torch.cat(scores).numpy(), torch.cat(targets).numpy()
 
 
-def read_checkpoint(path):
-    """A checkpoint of train.py, or a released one, numpy's numbers in it; nothing is executed."""
+def read_file(path):
+    """A saved file of tensors, with numpy's numbers as released ones have; executes nothing."""
     number = np._core.multiarray.scalar  # numpy 1 wrote it under another name
     allowed = [number, (number, "numpy.core.multiarray.scalar"), np.dtype,
                *(type(np.dtype(kind)) for kind in ("float64", "float32", "int64"))]
@@ -144,6 +144,14 @@ def read_checkpoint(path):
     except (OSError, RuntimeError, EOFError, KeyError, pickle.UnpicklingError) as error:
         raise InputError(f"{path}: no readable checkpoint ({str(error)[:200]}); "
                          "train.py writes OUT/last.pt after each epoch") from error
+
+
+def read_checkpoint(path):
+    """A checkpoint of train.py."""
+    checkpoint = read_file(path)
+    if not isinstance(checkpoint, dict) or "settings" not in checkpoint:
+        raise InputError(f"{path}: not of train.py; eval.py --official takes released ones")
+    return checkpoint
 
 
 def main(argv=None):
@@ -162,8 +170,6 @@ def main(argv=None):
         if args.model or flags:
             parser.error(f"not with --checkpoint: {args.model or ''} {' '.join(flags)}")
         checkpoint = read_checkpoint(args.checkpoint)
-        if not isinstance(checkpoint, dict) or "settings" not in checkpoint:
-            raise InputError(f"{args.checkpoint}: not of train.py; --official takes released ones")
         settings, weights = checkpoint["settings"], "ema" if checkpoint["ema"] else "model"
         method, state = importlib.import_module(settings["model"]), checkpoint[weights]
     else:
@@ -171,7 +177,7 @@ def main(argv=None):
         if args.data:
             flags += ["--data", args.data]
         method, settings = train.settings_of(["--model", args.model or "", *flags])
-        state, weights = method.from_official(read_checkpoint(args.official)), "released"
+        state, weights = method.from_official(read_file(args.official)), "released"
     name, root = args.data or settings["data"], args.root or settings["root"]
     data = load(name, root, args.split, drop_unlabelled=settings["drop_unlabelled"],
                 long_tail=settings["long_tail"])

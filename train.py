@@ -101,10 +101,7 @@ def settings_of(argv):
     flags = vars(parser.parse_args(argv))
     last = Path(flags.get("out") or "", "last.pt")
     if flags.get("resume") and last.is_file():
-        stored = read_checkpoint(last)
-        if not isinstance(stored, dict) or "settings" not in stored:
-            raise InputError(f"{last} is not a checkpoint of train.py: choose another --out")
-        settings = stored["settings"]
+        settings = read_checkpoint(last)["settings"]
         changed = [name for name, value in flags.items() if settings.get(name) != value
                    and name not in ("resume", "workers", "root", "out", "compile", "download")]
         if changed:
