@@ -1,7 +1,8 @@
 """Data sets -> pictures and targets; transforms; loaders.
 
-    data = load("voc2007", root, "train")       .classes, .paths, .targets: 1 yes, 0 no, -1 unknown
-    for images, targets in loader(data, ...):   uint8 (B, 3, H, W); then `normalize` on the device
+    data = load("voc2007", root, "train")      .classes, .paths, .targets: 1 yes, 0 no, -1 unknown
+    for batch in loader(data, ...):            batch.images uint8 (B, 3, H, W), batch.targets, ...;
+                                               then `normalize` on the device
 
 Splits are train and test everywhere. Every random choice of a sample comes from (seed, epoch,
 index), so the number of workers changes nothing, and a run can be repeated or resumed exactly.
@@ -13,16 +14,19 @@ import csv
 import hashlib
 import json
 import os
+import re
 import sys
 import urllib.request
 from concurrent.futures import ThreadPoolExecutor
 from contextlib import contextmanager
 from dataclasses import dataclass
-from functools import partial
+from functools import cache, partial
 from pathlib import Path
+from typing import NamedTuple
 
 import numpy as np
 import torch
+import torch.distributed as dist
 import torchvision
 from PIL import Image, ImageChops, ImageDraw
 from torchvision.io import ImageReadMode, decode_jpeg
@@ -80,8 +84,30 @@ def read_picture(path):
             return torch.from_numpy(np.array(image.convert("RGB"))).permute(2, 0, 1)
 
 
+class Crops(Dataset):
+    """A sample is a box of a picture; a path is FILE::x,y,w,h in pixels."""
+
+    def picture(self, index):
+        file, box = self.paths[index].rsplit("::", 1)
+        picture, (x, y, w, h) = read_picture(file), map(int, box.split(","))
+        crop = picture[:, max(y, 0):max(y + h, 0), max(x, 0):max(x + w, 0)]
+        if not crop.numel():
+            raise InputError(f"{file}: its box {box} lies outside the picture: leave it out")
+        return crop
+
+
 def strings(values):
     return np.array(list(values), np.dtypes.StringDType())
+
+
+def multi_hot(rows, count):
+    """Label numbers of each picture -> int8 (N, count)."""
+    targets = np.zeros((len(rows), count), np.int8)
+    for i, numbers in enumerate(rows):
+        if not all(isinstance(n, int) and 0 <= n < count for n in numbers):
+            raise ValueError(f"row {i + 1}: {numbers} are not label numbers below {count}")
+        targets[i, list(numbers)] = 1
+    return targets
 
 
 # ------------------------------------------------------------------------------------------ scenes
@@ -152,13 +178,13 @@ def draw_scene(seed, number):
     return np.array(ImageChops.add(image, noise, 1, -24)), boxes
 
 
-def load_scenes(root, split, count=4000):
+def load_scenes(root, split, count=4000, ratio=1):
     seed, count = (0, count) if split == "train" else (1, 1000)
-    targets = np.zeros((count, len(COLOURS) * len(SHAPES)), np.int8)
-    for i in range(count):
-        targets[i, scene_labels(np.random.default_rng((seed, i)))] = 1
-    return Scenes([f"{colour} {shape}" for colour in COLOURS for shape in SHAPES],
-                  strings(f"scenes/{seed}/{i}" for i in range(count)), targets)
+    classes = [f"{colour} {shape}" for colour in COLOURS for shape in SHAPES]
+    labels = [scene_labels(np.random.default_rng((seed, i))).tolist() for i in range(count)]
+    data = Scenes(classes, strings(f"scenes/{seed}/{i}" for i in range(count)),
+                  multi_hot(labels, len(classes)))
+    return long_tailed(data, ratio) if ratio > 1 and split == "train" else data
 
 
 # --------------------------------------------------------------------------------------- real data
@@ -193,13 +219,13 @@ def load_csv(root, split):
             def names(row, column):
                 return {name.strip() for name in row[column].split(";")} - {""}
             classes = sorted({n for row in first_rows for n in names(row, first.index("labels"))})
-            column = {name: k for k, name in enumerate(classes)}
-            targets = np.zeros((len(rows), len(classes)), np.int8)
+            column, labels = {name: k for k, name in enumerate(classes)}, []
             for i, row in enumerate(rows):
-                for name in names(row, 1 - image):
-                    if name not in column:
-                        raise ValueError(f"row {i + 2}: label {name!r} is not in train.csv")
-                    targets[i, column[name]] = 1
+                try:
+                    labels.append([column[name] for name in names(row, 1 - image)])
+                except KeyError as error:
+                    raise ValueError(f"row {i + 2}: label {error} is not in train.csv") from None
+            targets = multi_hot(labels, len(classes))
         else:
             values, codes = bytearray(), {"1": 1, "0": 0, "-1": 255, "": 255}
             columns = [header.index(name) for name in classes]
@@ -221,6 +247,12 @@ def load_voc(root, split, year, test):
     """Difficult (0 in the lists): negative in training, not judged in the test, as CSRA has it."""
     name = test if split == "test" else {"test": "trainval", "val": "train"}[test]
     folder, columns = root / "VOCdevkit" / f"VOC{year}", {}
+    if split == "server":  # VOC 2012's test pictures, whose labels only the server has
+        file = folder / "ImageSets" / "Main" / "test.txt"
+        with reading(file, f"VOC {year}'s test archive, unpacked in {root}, has it"):
+            pictures = file.read_text("utf-8").split()
+        return Dataset(VOC, strings(f"{folder}/JPEGImages/{p}.jpg" for p in pictures),
+                       np.full((len(pictures), len(VOC)), -1, np.int8))
     codes = {"1": 1, "-1": 0, "0": 0 if split == "train" else -1}
     for label in VOC:
         file = folder / "ImageSets" / "Main" / f"{label}_{name}.txt"
@@ -237,23 +269,31 @@ def load_voc(root, split, year, test):
     return Dataset(VOC, strings(f"{folder}/JPEGImages/{p}.jpg" for p in pictures), targets)
 
 
-def load_coco(root, split, year):
-    """Category ids, 1..90 with holes, in ascending order become columns 0..79."""
+def read_coco(root, split, year):
+    """The annotations; column of each category id; row of each image id; the pictures' folder."""
     name = {"train": "train", "test": "val"}[split] + year
     file = root / "annotations" / f"instances_{name}.json"
     with reading(file, f"unpack http://images.cocodataset.org/zips/{name}.zip and /annotations/"
                        f"annotations_trainval{year}.zip from there in {root}"):
         content = json.loads(file.read_text("utf-8"))
-        names = {category["id"]: str(category["name"]) for category in content["categories"]}
-        column = {number: k for k, number in enumerate(sorted(names))}
+        # Category ids, 1..90 with holes, in ascending order become columns 0..79.
+        numbers = sorted(category["id"] for category in content["categories"])
+        column = {number: k for k, number in enumerate(numbers)}
         row = {image["id"]: i for i, image in enumerate(content["images"])}
-        targets = np.zeros((len(content["images"]), len(column)), np.int8)
+        if len(row) < len(content["images"]) or len(column) < len(numbers):
+            raise ValueError("an id occurs twice")
+        labels = [set() for _ in row]
         for box in content["annotations"]:
-            targets[row[box["image_id"]], column[box["category_id"]]] = 1
-        paths = strings(f"{root}/{name}/{image['file_name']}" for image in content["images"])
-        if len(row) < len(paths):
-            raise ValueError("an image id occurs twice")
-    return Dataset([names[number] for number in column], paths, targets)
+            labels[row[box["image_id"]]].add(column[box["category_id"]])
+        names = {category["id"]: str(category["name"]) for category in content["categories"]}
+        return content, row, column, Dataset(
+            [names[number] for number in numbers],
+            strings(f"{root}/{name}/{image['file_name']}" for image in content["images"]),
+            multi_hot(labels, len(column)))
+
+
+def load_coco(root, split, year):
+    return read_coco(root, split, year)[-1]
 
 
 LISTS = ("https://raw.githubusercontent.com/jiexuanyan/CPRFL/"
@@ -279,13 +319,100 @@ def load_published(root, split, name):
     file = root / "longtail" / f"{name}_lt_{split}.txt"
     with reading(file, remedy):
         rows = [line.split() for line in file.read_text("utf-8").splitlines() if line.strip()]
-        targets = np.zeros((len(rows), len(classes)), np.int8)
-        for i, (_, *numbers) in enumerate(rows):
-            if not all(n.isdecimal() and int(n) < len(classes) for n in numbers):
-                raise ValueError(f"row {i + 1}: {numbers} are not numbers below {len(classes)}")
-            targets[i, [int(n) for n in numbers]] = 1
+        targets = multi_hot([[int(number) for number in row[1:]] for row in rows], len(classes))
     paths = strings(f"{root}/{row[0]}" for row in rows)
     return Dataset([name for name, _ in classes], paths, targets)
+
+
+def load_nuswide(root, split):
+    """ROOT/nus_wid_data.csv (ASL's split) where it is there, else the official lists. Pictures that
+    can no longer be had are counted and left out."""
+    file, lists = root / "nus_wid_data.csv", root / "Groundtruth" / "TrainTestLabels"
+    part = {"train": "Train", "test": "Test"}[split]
+    remedy = "NUS-WIDE is nus_wid_data.csv, or ImageList/ and Groundtruth/TrainTestLabels/"
+    if file.is_file():
+        with reading(file, remedy), open(file, newline="", encoding="utf-8-sig") as lines:
+            rows = [*csv.DictReader(lines, strict=True)]
+            names = [[n for n in re.split(r"[\[\]',\s]+", row["label"]) if n] for row in rows]
+            classes = sorted(set().union(*names))
+            rows = [(row["filepath"], [classes.index(n) for n in label])
+                    for row, label in zip(rows, names)
+                    if row["split_name"] == {"Train": "train", "Test": "val"}[part]]
+            paths = strings(f"{root}/{path}" for path, _ in rows)
+            targets = multi_hot([label for _, label in rows], len(classes))
+    else:
+        file = root / "ImageList" / f"{part}Imagelist.txt"
+        with reading(file, remedy):
+            paths = file.read_text("utf-8").replace("\\", "/").split()
+        files = {f.name[7:-len(part) - 5]: f for f in lists.glob(f"Labels_*_{part}.txt")}
+        classes, targets = sorted(files), np.zeros((len(paths), len(files)), np.int8)
+        for k, name in enumerate(classes):
+            with reading(files[name], f"a 0 or 1 for each of the {len(paths)} rows of {file}"):
+                targets[:, k] = [("0", "1").index(n) for n in files[name].read_text().split()]
+        paths = strings(f"{root}/Flickr/{path}" for path in paths)
+    data = Dataset(classes, paths, targets)
+    if lost := missing(data):
+        print(f"NUS-WIDE {split}: {len(lost)} of {len(data)} pictures are MISSING and left out, "
+              f"{data.paths[lost[0]]} first", file=sys.stderr)
+    return data.subset(np.setdiff1d(np.arange(len(data)), lost))
+
+
+def load_vg500(root, split):
+    """Visual Genome's 500 most frequent labels, numbered without names in the published lists."""
+    file, source = root / f"{split}_list_500.txt", "SSGRL's data/VG has it"
+    with reading(file, source):
+        names = file.read_text("utf-8").split()
+    file = root / "vg_category_500_labels_index.json"
+    with reading(file, source):
+        labels = json.loads(file.read_text("utf-8"))
+        targets = multi_hot([labels[name] for name in names], 500)
+    second = root / "VG_100K_2"  # the archives unpack into two folders
+    there = set(os.listdir(second)) if second.is_dir() else ()
+    return Dataset([str(k) for k in range(500)], strings(
+        f"{second if name in there else root / 'VG_100K'}/{name}" for name in names), targets)
+
+
+WIDER = ["male", "long hair", "sunglasses", "hat", "T-shirt", "long sleeves", "formal", "shorts",
+         "jeans", "long pants", "skirt", "face mask", "logo", "stripe"]
+
+
+def load_wider(root, split):
+    """One sample per person box. Unspecified (0 in the file): negative in training, not judged in
+    the test."""
+    name = {"train": "trainval", "test": "test"}[split]
+    file = root / "wider_attribute_annotation" / f"wider_attribute_{name}.json"
+    codes = {1: 1, -1: 0, 0: 0 if split == "train" else -1}
+    paths, targets = [], []
+    with reading(file, "WIDER Attribute is wider_attribute_annotation/ and Image/, unpacked here"):
+        for image in json.loads(file.read_text("utf-8"))["images"]:
+            for person in image["targets"]:
+                x, y, w, h = map(round, person["bbox"])
+                paths.append(f"{root}/Image/{image['file_name']}::{x},{y},{w},{h}")
+                targets.append([codes[value] for value in person["attribute"]])
+        targets = np.array(targets, np.int8).reshape(len(paths), len(WIDER))
+    return Crops(WIDER, strings(paths), targets)
+
+
+def boxes(name, root, split, paths):
+    """For each path [(class, x0, y0, x1, y1, small)], in fractions of the picture; small: an area
+    below 32^2 in a picture of COCO's size (640 x 480)."""
+    if name.startswith("scenes"):
+        found = [[(k, *(v / SIDE for v in box)) for k, *box in draw_scene(*path.split("/")[1:])[1]]
+                 for path in paths]
+        return [[(*b, (b[3] - b[1]) * (b[4] - b[2]) < 32 ** 2 / 640 / 480) for b in picture]
+                for picture in found]
+    if not name.startswith("coco20"):
+        raise InputError(f"{name} has no boxes: scenes, coco2014 and coco2017 have")
+    content, row, column, data = read_coco(Path(root), split, name[4:])
+    found = {path: [] for path in data.paths}
+    for annotation in content["annotations"]:
+        i = row[annotation["image_id"]]
+        width, height = content["images"][i]["width"], content["images"][i]["height"]
+        x, y, w, h = annotation["bbox"]
+        found[data.paths[i]].append((
+            column[annotation["category_id"]], x / width, y / height, (x + w) / width,
+            (y + h) / height, annotation["area"] < 32 ** 2))
+    return [found[path] for path in paths]
 
 
 def long_tailed(data, ratio):
@@ -314,12 +441,13 @@ def groups(counts):
             "medium": np.flatnonzero((counts >= 20) & (counts < 100))}
 
 
-SETS = {"scenes": load_scenes, "scenes-lt": partial(load_scenes, count=60000), "csv": load_csv,
+SETS = {"scenes": load_scenes, "scenes-lt": partial(load_scenes, count=60000, ratio=50), "csv": load_csv,
         "coco-lt": partial(load_published, name="coco"),
         "voc-lt": partial(load_published, name="voc"),
         "voc2007": partial(load_voc, year=2007, test="test"),
         "voc2012": partial(load_voc, year=2012, test="val"),  # its test labels are on a server
-        "coco2014": partial(load_coco, year="2014"), "coco2017": partial(load_coco, year="2017")}
+        "coco2014": partial(load_coco, year="2014"), "coco2017": partial(load_coco, year="2017"),
+        "nuswide": load_nuswide, "vg500": load_vg500, "wider": load_wider}
 
 
 def load(name, root=None, split="train", *, drop_unlabelled=False, long_tail=0, download=False,
@@ -327,7 +455,7 @@ def load(name, root=None, split="train", *, drop_unlabelled=False, long_tail=0, 
     """One split as a Dataset. `drop_unlabelled` leaves out pictures without any label, `long_tail`
     makes the training split a long-tailed one of that ratio, `download` fetches VOC and the lists,
     `check` makes a missing picture an error. Raises InputError."""
-    if name not in SETS or split not in ("train", "test"):
+    if name not in SETS or split not in ("train", "test", "server")[:2 + (name == "voc2012")]:
         raise InputError(f"no data set {name}, {split}: choose train or test of {', '.join(SETS)}")
     if not name.startswith("scenes") and not (root and (download or os.path.isdir(root))):
         raise InputError(f"{name} needs --root, the folder that holds it; {root} is not there")
@@ -336,8 +464,6 @@ def load(name, root=None, split="train", *, drop_unlabelled=False, long_tail=0, 
     data = SETS[name](Path(root or "."), split)
     if drop_unlabelled:
         data = data.subset((data.targets == 1).any(1))
-    if long_tail == 0 and name == "scenes-lt":
-        long_tail = 50
     if long_tail and split == "train":
         if long_tail < 1:
             raise InputError(f"--long-tail {long_tail}: most over least frequent class, at least 1")
@@ -372,7 +498,10 @@ def fetch(name, root):
 
 def missing(data):
     """Indices of the pictures that are not there; each folder is read once, not each file."""
-    parts = [os.path.split(path) for path in data.paths if not isinstance(data, Scenes)]
+    paths = [] if isinstance(data, Scenes) else data.paths
+    if isinstance(data, Crops):
+        paths = [path.rsplit("::", 1)[0] for path in paths]
+    parts = [os.path.split(path) for path in paths]
     there = {folder: set(os.listdir(folder)) if os.path.isdir(folder) else ()
              for folder in {folder for folder, _ in parts}}
     return [i for i, (folder, file) in enumerate(parts) if file not in there[folder]]
@@ -404,56 +533,88 @@ def transform(image_size, augment=()):
     return v2.Compose(chosen if "crop" in augment else [v2.Resize(size), *chosen])
 
 
+class Batch(NamedTuple):
+    images: torch.Tensor  # uint8 (B, 3, H, W), in memory as (B, H, W, 3)
+    targets: torch.Tensor  # int8 (B, K)
+    index: torch.Tensor  # (B,) which samples these are
+    bad: list[str]  # what is wrong with the samples that should be here and could not be read
+
+
 class Samples(torch.utils.data.Dataset):
-    """What a worker does: (epoch, index) -> transformed picture, target."""
+    """What a worker does: (epoch, index) -> transformed picture or what is wrong, target, index."""
 
     def __init__(self, data, transform, seed):
         self.data, self.transform, self.seed = data, transform, seed
 
     def __getitem__(self, key):
         seed = np.random.SeedSequence((self.seed, *key)).generate_state(1, np.uint64)[0]
-        with torch.random.fork_rng(devices=[]):  # the training loop's random state stays as it is
-            torch.default_generator.manual_seed(int(seed))
-            picture = self.transform(self.data.picture(key[1]))
-        return picture, torch.from_numpy(self.data.targets[key[1]])
+        try:
+            with torch.random.fork_rng(devices=[]):  # the training loop's state stays as it is
+                torch.default_generator.manual_seed(int(seed))
+                picture = self.transform(self.data.picture(key[1]))
+        except InputError as error:
+            picture = str(error)
+        return picture, torch.from_numpy(self.data.targets[key[1]]), key[1]
 
 
 class Order(torch.utils.data.Sampler):
-    """Keys (epoch, index), shuffled by (seed, epoch) or in order; set `.epoch` before each pass."""
+    """Keys (epoch, index), shuffled by (seed, epoch) or in order, the first `stop` of them; of each
+    `world` keys the one of this process. Before each pass set `.epoch`, and `.skip` to the number
+    that is done of it already."""
 
-    def __init__(self, count, shuffle, seed):
-        self.count, self.shuffle, self.seed, self.epoch = count, shuffle, seed, 0
+    def __init__(self, count, stop, shuffle, seed, rank, world):
+        self.count, self.stop, self.shuffle, self.seed = count, stop, shuffle, seed
+        self.rank, self.world, self.epoch, self.skip = rank, world, 0, 0
 
     def __len__(self):
-        return self.count
+        return len(range(self.skip + self.rank, self.stop, self.world))
 
     def __iter__(self):
         rng = np.random.default_rng((self.seed, self.epoch))
-        order = rng.permutation(self.count) if self.shuffle else range(self.count)
-        return ((self.epoch, int(index)) for index in order)
+        order = rng.permutation(self.count) if self.shuffle else np.arange(self.count)
+        mine = order[self.skip + self.rank:self.stop:self.world]
+        return ((self.epoch, int(index)) for index in mine)
 
 
 def collate(samples):
-    """Images uint8 (B, 3, H, W), in memory as (B, H, W, 3); targets int8 (B, K)."""
-    images, targets = zip(*samples)
-    images = torch.stack([image.permute(1, 2, 0) for image in images])
-    return images.permute(0, 3, 1, 2), torch.stack(targets)
+    good = [sample for sample in samples if not isinstance(sample[0], str)]
+    images, targets, index = zip(*good) if good else ([torch.zeros(3, 1, 1, dtype=torch.uint8)],
+                                                      [samples[0][1]], [0])
+    images = torch.stack([image.permute(1, 2, 0) for image in images]).permute(0, 3, 1, 2)
+    return Batch(images[:len(good)], torch.stack(targets)[:len(good)],
+                 torch.tensor(index)[:len(good)], [s[0] for s in samples if isinstance(s[0], str)])
 
 
-def loader(data, image_size, batch_size, augment=(), train=False, seed=0, workers=0, pin=False):
-    """Batches; with `train` shuffled, augmented, and without the incomplete last one."""
+def process():
+    """Number of this process and of all processes of a distributed run; 0, 1 without."""
+    on = dist.is_available() and dist.is_initialized()
+    return (dist.get_rank(), dist.get_world_size()) if on else (0, 1)
+
+
+def loader(data, image_size, batch_size, augment=(), train=0, seed=0, workers=0, pin=False):
+    """Batches of `batch_size` over all processes. `train`: shuffled, augmented, and without what is
+    left over at the end of an epoch after steps of so many batches."""
+    rank, world = process()
     samples = Samples(data, transform(image_size, augment if train else ()), seed)
+    whole = len(data) // max(batch_size * train, 1) * batch_size * train
+    if train and not whole and world * train > 1:
+        raise InputError(f"{len(data)} training pictures are fewer than a batch: lower --batch-size")
+    order = Order(len(data), whole or len(data), bool(train), seed, rank, world)
     return torch.utils.data.DataLoader(
-        samples, batch_size, sampler=Order(len(data), train, seed), collate_fn=collate,
-        drop_last=train and len(data) >= batch_size, num_workers=workers,
+        samples, batch_size // world, sampler=order, collate_fn=collate, num_workers=workers,
         persistent_workers=workers > 0, pin_memory=pin,
         generator=torch.Generator())  # its own: the global random state is the training loop's
 
 
+@cache
+def channels(values, device):
+    return 255 * torch.tensor(values, device=device).view(3, 1, 1)
+
+
 def normalize(images, device, mean, std):
     """uint8 (B, 3, H, W) -> float32 on `device`: (images / 255 - mean) / std, by channel."""
-    mean, std = (255 * torch.tensor(value, device=device).view(3, 1, 1) for value in (mean, std))
-    return images.to(device, non_blocking=True).float().sub_(mean).div_(std)
+    images = images.to(device, non_blocking=True).to(torch.get_default_dtype())
+    return images.sub_(channels(tuple(mean), device)).div_(channels(tuple(std), device))
 
 
 def problem(data, index):

@@ -1,4 +1,4 @@
-"""Metrics of multi-label recognition, and the evaluation of a checkpoint.
+"""Metrics of multi-label recognition; evaluation, prediction and pictures of a checkpoint.
 
 AP has three definitions in use, up to two points apart; every table must say which it shows:
     all-points   mean, over the positives, of the precision at their score (CSRA, ASL, CPRFL)
@@ -7,18 +7,38 @@ AP has three definitions in use, up to two points apart; every table must say wh
 The first is the default. Entries of -1 (not judged) take no part. A class without positives has no
 AP: it is left out of every per-class mean, and listed.
 
-Run: python eval.py --checkpoint OUT/last.pt [--data NAME --root DIR --split test]
+Run: python eval.py --checkpoint OUT/last.pt [--data NAME --root DIR --split test]    the table
+     python eval.py --checkpoint OUT/last.pt --predict PICTURE... [--heatmaps DIR]    labels
 """
 import argparse
 import importlib
 import inspect
+import json
+import os
 import pickle
 import sys
+import time
+from pathlib import Path
 
 import numpy as np
 import torch
+import torch.distributed as dist
+import torch.nn.functional as F
+from PIL import Image, ImageDraw, ImageFont
 
-from data import SETS, InputError, groups, load, loader, normalize
+from data import (
+    SETS,
+    Dataset,
+    InputError,
+    boxes,
+    groups,
+    load,
+    loader,
+    normalize,
+    process,
+    reading,
+    strings,
+)
 
 KINDS = ("all-points", "envelope", "11-point")
 
@@ -59,7 +79,8 @@ def metrics(scores, targets, threshold=0.5, kind="all-points", counts=None):
     `counts`, training pictures per class, adds the mAP of head, medium and tail classes. Besides:
     AP, the list per class (None without positives), and positives, their numbers.
 
-    scores: probabilities (N, K); targets (N, K): 1, 0, -1. Precision without predictions counts 0.
+    scores: probabilities (N, K); targets (N, K): 1, 0, -1; threshold: one, or one per class (K,).
+    Precision without predictions counts 0.
     """
     scores, targets = np.asarray(scores), np.asarray(targets)
     ap = 100 * average_precision(scores, targets, kind)
@@ -84,6 +105,20 @@ def metrics(scores, targets, threshold=0.5, kind="all-points", counts=None):
                        f"{name}F1{suffix}": float(2 * p * r / max(p + r, 1e-12))}
     return result | {"AP": [None if np.isnan(a) else float(a) for a in ap],
                      "positives": positives.tolist()}
+
+
+def best_threshold(scores, targets):
+    """Of scores (N,), targets (N,): the threshold of the best F1, midway between two scores."""
+    judged = targets >= 0
+    order = np.argsort(-scores[judged])
+    s, y = scores[judged][order], targets[judged][order] == 1
+    if not y.any():
+        return 0.5
+    last = np.append(s[1:] != s[:-1], True).nonzero()[0]  # last of each run of equal scores
+    best = np.argmax(2 * y.cumsum()[last] / (last + 1 + y.sum()))  # F1 = 2 TP / (predicted + true)
+    lower = s[last[best] + 1] if best + 1 < len(last) else -float(s[last[best]] == 0)
+    middle = (s[last[best]] + lower) / 2
+    return float(middle if middle < s[last[best]] else lower)
 
 
 def pick_device():
@@ -120,17 +155,51 @@ def build_model(method, settings, classes):
                          f"{str(error)[:800]}{remedy}") from error
 
 
+def start_processes():
+    """Under torchrun: join the other processes, each with its GPU."""
+    if "WORLD_SIZE" in os.environ and not dist.is_initialized():
+        if torch.cuda.is_available():
+            torch.cuda.set_device(int(os.environ["LOCAL_RANK"]))
+        dist.init_process_group("cpu:gloo,cuda:nccl" if torch.cuda.is_available() else "gloo")
+
+
 @torch.inference_mode()
-def predict(model, batches, device, dtype, mean, std):
-    """Probabilities float64 (N, K) and targets int8 (N, K), in the order of the data."""
+def predict(model, batches, device, dtype, mean, std, flip=False, skip_bad=0):
+    """Probabilities float64 (N, K) and the indices (N,) of their samples, in ascending order, from
+    all processes. `flip`: mean with the mirrored picture. More than `skip_bad` unreadable pictures
+    are an error."""
     model.eval()
-    scores, targets = [], []
-    for images, target in batches:
+    logits, index, bad, begin = [], [], [], time.time()
+    rank, world = process()
+    told, total = begin, len(batches)
+    for step, batch in enumerate(batches, 1):
+        bad += batch.bad
+        if len(bad) > skip_bad:
+            raise InputError(bad[0])
+        for message in batch.bad:
+            print(f"left out: {message}", file=sys.stderr)
+        images = normalize(batch.images, device, mean, std)
         with torch.autocast(device.type, dtype, enabled=dtype is not None):
-            logits = model(normalize(images, device, mean, std))
-        scores.append(logits.cpu().double().sigmoid())  # float32 would tie above a logit of 17
-        targets.append(target)
-    return torch.cat(scores).numpy(), torch.cat(targets).numpy()
+            views = [images, images.flip(3)] if flip else [images]
+            if len(images):  # the logits stay on the device: no wait before the end
+                logits.append(torch.stack([model(view) for view in views]).movedim(0, -1))
+                index.append(batch.index)
+        if time.time() - told > 10 and rank == 0:
+            told = time.time()
+            print(f"{step} of {total} batches, {world * len(images) * step / (told - begin):.0f} "
+                  f"pictures/s, {(told - begin) / step * (total - step):.0f} s left",
+                  file=sys.stderr)
+    if not index:
+        raise InputError("none of the pictures can be read" if bad else "no pictures")
+    # In float32, logits above 17 would tie.
+    scores = torch.cat(logits).cpu().double().sigmoid().mean(-1).numpy()
+    index = torch.cat(index).numpy()
+    if world > 1:
+        parts = [None] * world
+        dist.all_gather_object(parts, (scores, index))
+        scores, index = (np.concatenate(part) for part in zip(*parts))
+    order = np.argsort(index)
+    return scores[order], index[order]
 
 
 def read_file(path):
@@ -154,63 +223,333 @@ def read_checkpoint(path):
     return checkpoint
 
 
-def main(argv=None):
-    parser = argparse.ArgumentParser(description=__doc__.split("\n")[0], allow_abbrev=False)
-    source = parser.add_mutually_exclusive_group(required=True)
-    source.add_argument("--checkpoint", help="OUT/last.pt of train.py")
-    source.add_argument("--official", help="a released checkpoint; with --model, and train.py's "
-                                           "flags where it differs from the recipe")
-    parser.add_argument("--model", help="the method that --official is of")
-    parser.add_argument("--data", choices=SETS, help="default: the one trained on")
-    parser.add_argument("--root", help="default: the one trained on")
-    parser.add_argument("--split", default="test", choices=("train", "test"))
-    parser.add_argument("--limit", type=int, help="first N pictures")
-    args, flags = parser.parse_known_args(argv)
+def open_model(args, flags):
+    """The model with its weights; the settings it was made with; its classes; training pictures per
+    class, where known; which weights these are."""
     if args.checkpoint:
-        if args.model or flags:
-            parser.error(f"not with --checkpoint: {args.model or ''} {' '.join(flags)}")
         checkpoint = read_checkpoint(args.checkpoint)
         settings, weights = checkpoint["settings"], "ema" if checkpoint["ema"] else "model"
         method, state = importlib.import_module(settings["model"]), checkpoint[weights]
+        classes, counts = checkpoint["classes"], checkpoint["counts"]
     else:
         import train  # which imports this module
         if args.data:
             flags += ["--data", args.data]
         method, settings = train.settings_of(["--model", args.model or "", *flags])
         state, weights = method.from_official(read_file(args.official)), "released"
-    name, root = args.data or settings["data"], args.root or settings["root"]
-    data = load(name, root, args.split, drop_unlabelled=settings["drop_unlabelled"],
-                long_tail=settings["long_tail"])
-    if args.checkpoint and data.classes != checkpoint["classes"]:
-        raise InputError(f"{name} has other classes than {args.checkpoint}, or another order: "
-                         f"{data.classes[:5]}... and {checkpoint['classes'][:5]}...")
-    data = data.subset(slice(args.limit))
+        classes, counts = load(settings["data"], args.root, args.split, check=False).classes, None
     settings = settings | {"pretrained": False}
     if "text_features" in state:  # CPRFL's: kept with the weights, so that none need be fetched
         settings["text_features"] = state["text_features"]
-    model = build_model(method, settings, data.classes)
+    model = build_model(method, settings, classes)
     try:
         model.load_state_dict(state)
     except RuntimeError as error:
         raise InputError(f"{args.checkpoint or args.official} doesn't fit the model: "
                          f"{str(error)[:600]}\nDo --backbone, --image-size and so on?") from error
-    device = pick_device()
-    dtype, workers = pick_dtype(settings["amp"], device), max(settings["workers"], 0)
-    batches = loader(data, settings["image_size"], settings["batch_size"], workers=workers)
-    scores, targets = predict(model.to(device), batches, device, dtype, settings["mean"],
-                              settings["std"])
-    counts = checkpoint.get("counts") if args.checkpoint else None
-    result = metrics(scores, targets, counts=counts)
-    print(f"{settings['model']} on {name} {args.split}: {len(data)} pictures, {weights} weights, "
-          "all-points AP, threshold 0.5")
-    for label, ap, count in zip(data.classes, result["AP"], result["positives"]):
+    return model, settings, classes, counts, weights
+
+
+def set_size(model, size):
+    """ViT and Swin resample their position embeddings; a ResNet takes any size."""
+    if hasattr(model.backbone, "set_input_size"):
+        model.backbone.set_input_size((size, size))
+
+
+def add_residual(model, lam):
+    """CSRA's test-time trick (the paper's Figure 1) for a pooled linear classifier, which is trained
+    already: z = mean_j s + lam max_j s."""
+    if getattr(model.head, "lam", None) == 0:  # csra.py trained without its attention
+        model.head.lam, model.head.temperatures = lam, (np.inf,) * len(model.head.temperatures)
+    elif isinstance(model.head, torch.nn.Linear):
+        def forward(images):
+            logits, maps = model.attention(images)  # (B, K), (B, K, H, W)
+            return logits + lam * maps.amax((2, 3))
+        model.forward = forward
+    else:
+        raise InputError("--residual needs a pooled linear classifier: asl.py's, or csra --lam 0")
+
+
+def view_offset(model, size, device):
+    """How far the centre of what a cell of the map sees lies from the cell's own centre, (x, y) in
+    fractions of the picture. Strides and paddings of a ResNet shift it by up to half a cell."""
+    images = torch.rand(1, 3, size, size, generator=torch.Generator().manual_seed(0)).to(device)
+    x = model.eval().features(images.requires_grad_())
+    H, W = x.shape[-2:]
+    centre = x[..., (H - 1) // 2:H // 2 + 1, (W - 1) // 2:W // 2 + 1].float().abs().sum()
+    seen = torch.autograd.grad(centre, images)[0].abs().sum((0, 1)).cpu()  # (size, size)
+    place = (torch.arange(size) + 0.5) / size - 0.5
+    return [((seen.sum(axis) * place).sum() / seen.sum()).item() for axis in (0, 1)]
+
+
+def enlarge(maps, height, width, offset):
+    """Maps (N, h, w) -> (N, height, width) in the picture's own coordinates."""
+    theta = torch.tensor([[1.0, 0, -2 * offset[0]], [0, 1, -2 * offset[1]]]).expand(len(maps), 2, 3)
+    grid = F.affine_grid(theta, (len(maps), 1, height, width), align_corners=False)
+    return F.grid_sample(maps[:, None].cpu().float(), grid, "bicubic", "border", False)[:, 0]
+
+
+def attention_batches(model, data, settings, size, device):
+    """(index, probabilities (K,), maps (..., K, H, W)) of every picture."""
+    for batch in loader(data, size, settings["batch_size"], workers=settings["workers"]):
+        if batch.bad:
+            raise InputError(batch.bad[0])
+        with torch.inference_mode():
+            images = normalize(batch.images, device, settings["mean"], settings["std"])
+            logits, maps = model.attention(images)
+        yield from zip(batch.index.tolist(), logits.double().sigmoid().tolist(), maps)
+
+
+def pointing(attention, found, offset, targets):
+    """Pointing game: in percent, how often a present class's map, averaged over layers and heads,
+    has its maximum in a box of that class; `small`: where all its boxes are small."""
+    hits = {"pointing": [], "pointing_small": []}
+    for i, _, maps in attention:
+        present = np.flatnonzero(targets[i] == 1)
+        maps = maps.flatten(0, -4).mean(0)[present] if maps.ndim > 3 else maps[present]
+        side = 8 * maps.shape[-1]
+        for k, best in zip(present, enlarge(maps, side, side, offset).flatten(1).argmax(1)):
+            y, x = (best // side + 0.5) / side, (best % side + 0.5) / side
+            own = [box for box in found[i] if box[0] == k]
+            hit = any(x0 <= x <= x1 and y0 <= y <= y1 for _, x0, y0, x1, y1, _ in own)
+            for name in hits if all(box[-1] for box in own) else ["pointing"]:
+                hits[name].append(hit)
+    return {name: 100 * float(np.mean(hit)) for name, hit in hits.items() if hit} | {
+        f"{name}_pairs": len(hit) for name, hit in hits.items()}
+
+
+VIRIDIS = np.array([(68, 1, 84), (71, 44, 122), (59, 81, 139), (44, 113, 142), (33, 144, 141),
+                    (39, 173, 129), (92, 200, 99), (170, 220, 50), (253, 231, 37)])
+
+
+def overlay(image, one, offset):
+    """The picture in grey under the map (h, w) in viridis, from the map's minimum to its maximum."""
+    one = enlarge(one[None], image.height, image.width, offset)[0].numpy()
+    one = (one - one.min()) / max(np.ptp(one), 1e-12)
+    colours = [np.interp(one, np.linspace(0, 1, len(VIRIDIS)), VIRIDIS[:, c]) for c in range(3)]
+    colours = Image.fromarray(np.stack(colours, -1).astype(np.uint8))
+    return Image.blend(image.convert("L").convert("RGB"), colours, 0.6)
+
+
+def draw_heatmaps(folder, attention, data, offset, threshold, each_head, width=224):
+    """A contact sheet per picture, NUMBER-NAME.png: the picture, then an overlay for each class
+    above the threshold; `each_head`: a row per class, its layers and heads."""
+    folder.mkdir(parents=True, exist_ok=True)
+    font, thresholds = ImageFont.load_default(14), np.broadcast_to(threshold, len(data.classes))
+    for i, scores, maps in attention:
+        image = Image.fromarray(data.picture(i).permute(1, 2, 0).numpy())
+        image = image.resize((width, max(round(width * image.height / image.width), 1)))
+        maps = maps if maps.ndim > 3 else maps[None]  # (..., heads, K, H, W)
+        rows = [[(image, "")]]
+        for k in np.argsort(scores)[::-1]:
+            name, own = f"{data.classes[k]} {scores[k]:.2f}", maps[..., k, :, :]
+            if scores[k] > thresholds[k] and each_head:
+                rows.append([(image, name)] + [
+                    (overlay(image, own[at], offset), ".".join(str(n + 1) for n in at))
+                    for at in np.ndindex(*own.shape[:-2])])
+            elif scores[k] > thresholds[k]:
+                rows[0].append((overlay(image, own.flatten(0, -3).mean(0), offset), name))
+        rows = rows[1:] if len(rows) > 1 else [rows[0][n:n + 6] for n in range(0, len(rows[0]), 6)]
+        x, y = width + 4, image.height + 22
+        sheet = Image.new("RGB", (x * len(rows[0]), y * len(rows)), "white")
+        for r, row in enumerate(rows):
+            for c, (tile, name) in enumerate(row):
+                sheet.paste(tile, (x * c, y * r))
+                ImageDraw.Draw(sheet).text((x * c + 2, y * r + image.height + 2), name, "black", font)
+        sheet.save(folder / f"{i:05}-{Path(data.paths[i].split('::')[0]).stem}.png")
+
+
+def pictures_in(paths):
+    """The files among `paths`, and the pictures in the folders among them, by their extension."""
+    known = Image.registered_extensions()
+    for path in map(Path, paths):
+        inside = path.rglob("*") if path.is_dir() else [path]
+        yield from sorted(file for file in inside if file == path or file.suffix.lower() in known)
+
+
+def read_threshold(text, classes):
+    """A number, or a file that --tune-threshold wrote."""
+    try:
+        return float(text)
+    except ValueError:
+        with reading(text, "--threshold takes a number or a file of --tune-threshold"):
+            value = json.loads(Path(text).read_text())["threshold"]
+            return np.array([value[name] for name in classes]) if isinstance(value, dict) else value
+
+
+def arguments(argv):
+    parser = argparse.ArgumentParser(description=__doc__.split("\n")[0], allow_abbrev=False)
+    source = parser.add_mutually_exclusive_group(required=True)
+    source.add_argument("--checkpoint", help="OUT/last.pt of train.py")
+    source.add_argument("--official", help="a released checkpoint; with --model, and train.py's "
+                                           "flags where it differs from the recipe")
+    source.add_argument("--from-scores", metavar="NPZ", help="a file of --scores, or your own: "
+                        "scores (N, K) in [0, 1], targets (N, K), classes (K,)")
+    parser.add_argument("--model", help="the method that --official is of")
+    parser.add_argument("--data", choices=SETS, help="default: the one trained on")
+    parser.add_argument("--root", help="default: the one trained on")
+    parser.add_argument("--split", default="test", choices=("train", "test"))
+    parser.add_argument("--limit", type=int, help="first N pictures")
+    parser.add_argument("--skip-bad", type=int, default=0, help="leave out up to N unreadable ones")
+    parser.add_argument("--ap", default=KINDS[0], choices=KINDS, help="definition of AP")
+    parser.add_argument("--threshold", default="0.5", help="number, or a file of --tune-threshold")
+    parser.add_argument("--tune-threshold", metavar="SPLIT", choices=("train", "test"),
+                        help="of the best F1 on SPLIT; kept beside the checkpoint")
+    parser.add_argument("--per-class", action="store_true", help="tune one threshold per class")
+    parser.add_argument("--image-size", type=int, help="default: the one trained on")
+    parser.add_argument("--sizes", type=lambda text: [int(size) for size in text.split(",")],
+                        help="image sizes to average over, 448,576")
+    parser.add_argument("--flip", action="store_true", help="average with the mirrored picture")
+    parser.add_argument("--residual", type=float, metavar="LAM",
+                        help="CSRA's test-time trick on a pooled linear classifier")
+    parser.add_argument("--predict", nargs="+", metavar="PATH", help="label files, folders")
+    parser.add_argument("--json", action="store_true", help="--predict: a JSON object per line")
+    parser.add_argument("--heatmaps", metavar="DIR", help="a contact sheet for each picture")
+    parser.add_argument("--each-head", action="store_true", help="--heatmaps: layers, heads apart")
+    parser.add_argument("--pointing", action="store_true", help="do the maps' maxima hit boxes?")
+    parser.add_argument("--out", metavar="JSON", help="write the table")
+    parser.add_argument("--scores", metavar="NPZ", help="write scores, targets, classes, paths")
+    parser.add_argument("--voc-server", metavar="DIR",
+                        help="write VOC 2012's comp2_cls files of its unlabelled test pictures")
+    args, flags = parser.parse_known_args(argv)
+    if args.image_size and args.official:  # what the model is made for; --sizes: what it is shown
+        flags += ["--image-size", str(args.image_size)]
+    elif args.image_size:
+        args.sizes = args.sizes or [args.image_size]
+    if not args.official and (args.model or flags):
+        parser.error(f"only with --official: {args.model or ''} {' '.join(flags)}")
+    if args.tune_threshold == args.split:
+        parser.error(f"--tune-threshold {args.split}: that is the split reported; tune on another")
+    if args.from_scores and (args.tune_threshold or args.predict or args.pointing or args.heatmaps):
+        parser.error("--from-scores has no model: only --ap, --threshold, --out, --voc-server")
+    return args, flags
+
+
+def table(title, result, classes, kind, threshold, split):
+    """What is printed."""
+    given = f"{threshold:.4g}" if np.ndim(threshold) == 0 else "one per class"
+    empty = [name for name, count in zip(classes, result["positives"]) if not count]
+    lines = [f"{title}, {kind} AP, threshold {given}{f' tuned on {split}' if split else ''}"]
+    for name, ap, count in zip(classes, result["AP"], result["positives"]):
         ap = "         n/a" if ap is None else f"{ap:12.2f}"
-        print(f"  {label:24}{ap} AP {count:8} positives")
-    print(*(f"{key} {value:.2f}" for key, value in result.items() if isinstance(value, float)))
+        lines.append(f"  {name:24}{ap} AP {count:8} positives")
+    lines.append(f"without positives, left out of the means: {', '.join(empty) or 'none'}")
+    lines += [" ".join(f"{name} {result[name]:.2f}" for name in row if result.get(name) is not None)
+              for row in (("mAP", "head", "medium", "tail"),
+                          ("CP", "CR", "CF1", "OP", "OR", "OF1"),
+                          ("CP_3", "CR_3", "CF1_3", "OP_3", "OR_3", "OF1_3"))]
+    return "\n".join(lines)
+
+
+def main(argv=None):
+    args, flags = arguments(argv)
+    start_processes()
+    first, tuned, extra = process()[0] == 0, "", {}
+    if args.from_scores:
+        with reading(args.from_scores, "needs scores (N, K) in [0, 1], targets (N, K), classes"), \
+                np.load(args.from_scores) as file:
+            scores, targets, classes = file["scores"], file["targets"], file["classes"].tolist()
+            counts, title = file.get("counts"), f"{args.from_scores}: {len(scores)} pictures"
+            if scores.shape != targets.shape or scores.shape[1:] != (len(classes),) \
+                    or not ((scores >= 0) & (scores <= 1)).all():
+                raise ValueError(f"scores {scores.shape}, targets {targets.shape}, {len(classes)} "
+                                 f"classes, or a score outside [0, 1]")
+            paths = file.get("paths", np.arange(len(scores)).astype(str))
+        threshold = read_threshold(args.threshold, classes)
+    else:
+        model, settings, classes, counts, weights = open_model(args, flags)
+        name, root = args.data or settings["data"], args.root or settings["root"]
+        device = pick_device()
+        dtype, settings["workers"] = pick_dtype(settings["amp"], device), max(settings["workers"], 0)
+        sizes = args.sizes or [settings["image_size"]]
+        model = model.to(device, memory_format=torch.channels_last)
+        if args.residual is not None:
+            add_residual(model, args.residual)
+
+        def scores_of(data, skip_bad):
+            total = 0
+            for size in sizes:
+                set_size(model, size)
+                batches = loader(data, size, settings["batch_size"], workers=settings["workers"],
+                                 pin=device.type == "cuda")
+                scores, index = predict(model, batches, device, dtype, settings["mean"],
+                                        settings["std"], args.flip, skip_bad)
+                total = total + scores / len(sizes)
+            return total, index
+
+        def split_of(split):
+            data = load(name, root, split, drop_unlabelled=settings["drop_unlabelled"],
+                        long_tail=settings["long_tail"])
+            if data.classes != classes:
+                raise InputError(f"{name} has other classes than {args.checkpoint}, or another "
+                                 f"order: {data.classes[:5]}... and {classes[:5]}...")
+            return data.subset(slice(args.limit))
+
+        threshold = read_threshold(args.threshold, classes)
+        if args.tune_threshold:
+            data, tuned = split_of(args.tune_threshold), args.tune_threshold
+            scores, index = scores_of(data, args.skip_bad)
+            targets = data.targets[index]
+            threshold = np.array([best_threshold(*pair) for pair in zip(scores.T, targets.T)]) \
+                if args.per_class else best_threshold(scores.ravel(), targets.ravel())
+            file = Path(args.checkpoint or args.official).with_suffix(".thresholds.json")
+            value = dict(zip(classes, threshold.tolist())) if args.per_class else threshold
+            if first:
+                file.write_text(json.dumps({"data": name, "split": tuned, "threshold": value}))
+                print(f"threshold tuned on {tuned}, in {file}")
+        if args.predict:
+            paths = strings(str(path) for path in pictures_in(args.predict))
+            data = Dataset(classes, paths, np.zeros((len(paths), len(classes)), np.int8))
+        else:
+            data = split_of("server" if args.voc_server else args.split)
+        if args.heatmaps or args.pointing:
+            set_size(model, sizes[0])
+            offset = view_offset(model, sizes[0], device)
+        if args.heatmaps:
+            draw_heatmaps(Path(args.heatmaps), attention_batches(
+                model, data, settings, sizes[0], device), data, offset, threshold, args.each_head)
+        scores, index = scores_of(data, len(data) if args.predict else args.skip_bad)
+        if args.predict:
+            for i, row in zip(index, scores.round(4)):
+                labels = {classes[k]: float(row[k]) for k in np.argsort(-row)
+                          if row[k] > np.broadcast_to(threshold, len(classes))[k]}
+                print(json.dumps({"path": paths[i], "labels": labels}) if args.json else
+                      f"{paths[i]}: " + ", ".join(f"{n} {v:.2f}" for n, v in labels.items()))
+            return int(len(index) < len(data))
+        targets, paths = data.targets[index], data.paths[index]
+        if args.pointing:
+            extra = pointing(attention_batches(model, data, settings, sizes[0], device),
+                             boxes(name, root, args.split, data.paths), offset, data.targets)
+        title = (f"{settings['model']} on {name} {args.split}: {len(scores)} pictures, {weights} "
+                 f"weights, image size {'+'.join(map(str, sizes))}{' and mirrored' * args.flip}"
+                 + (f", residual {args.residual}" if args.residual is not None else ""))
+    if not first:
+        return 0
+    if args.scores:
+        more = {} if counts is None else {"counts": counts}
+        np.savez_compressed(args.scores, scores=scores, targets=targets, classes=np.array(classes),
+                            paths=np.array([*paths], str), **more)
+    if args.voc_server:
+        folder = Path(args.voc_server, "results", "VOC2012", "Main")
+        folder.mkdir(parents=True, exist_ok=True)
+        for label, column in zip(classes, scores.T):
+            lines = (f"{Path(path).stem} {score:.8f}\n" for path, score in zip(paths, column))
+            (folder / f"comp2_cls_test_{label}.txt").write_text("".join(lines))
+        print(f"{len(classes)} files for {len(scores)} pictures in {folder}")
+        return 0
+    result = metrics(scores, targets, threshold, args.ap, counts) | extra
+    print(table(title, result, classes, args.ap, threshold, tuned))
+    for key in filter(extra.__contains__, ("pointing", "pointing_small")):
+        print(f"{key} {extra[key]:.2f} of {extra[f'{key}_pairs']} pairs of picture and class")
+    if args.out:
+        Path(args.out).write_text(json.dumps(result | {
+            "what": title, "ap": args.ap, "threshold": np.asarray(threshold).tolist(),
+            "tuned_on": tuned, "classes": classes, "pictures": len(scores)}))
+    return 0
 
 
 if __name__ == "__main__":
     try:
-        main()
+        sys.exit(main())
     except InputError as error:
         sys.exit(f"error: {error}")

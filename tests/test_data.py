@@ -266,7 +266,7 @@ def test_published_lists(tmp_path, monkeypatch):
     assert train.targets.tolist() == [[1, 0, 1], [0, 1, 0]]
     assert test.targets.tolist() == [[0, 1, 0], [0, 0, 0]]
     (tmp_path / "longtail/coco_lt_train.txt").write_text("x/a.jpg 0\nx/b.jpg 3\n")
-    with pytest.raises(InputError, match="coco_lt_train.txt.*row 2.*'3'"):
+    with pytest.raises(InputError, match="coco_lt_train.txt.*row 2: .3. are not"):
         load("coco-lt", tmp_path)
     (tmp_path / "published").mkdir()
     write_lists(tmp_path / "published", "voc")
@@ -315,3 +315,99 @@ def test_long_tail():
     assert [len(parts[part]) for part in ("head", "medium", "tail")] == [4, 12, 4]
     with pytest.raises(InputError, match="--long-tail"):
         load("scenes", long_tail=0.5)
+
+
+def test_nuswide_official_lists(tmp_path, capsys):
+    (tmp_path / "ImageList").mkdir()
+    labels = tmp_path / "Groundtruth/TrainTestLabels"
+    labels.mkdir(parents=True)
+    values = {"sun": "0\n1\n0\n", "airport": "1\n1\n0\n", "sunset": "0\n0\n1\n"}
+    for part in ("Train", "Test"):
+        (tmp_path / f"ImageList/{part}Imagelist.txt").write_bytes(
+            b"actor\\0001_1.jpg \r\nactor\\0002_2.jpg \r\nzoo\\0003_3.jpg \r\n")
+        for name, text in values.items():
+            (labels / f"Labels_{name}_{part}.txt").write_text(text)
+    picture(tmp_path / "Flickr/actor/0001_1.jpg")
+    picture(tmp_path / "Flickr/zoo/0003_3.jpg")
+    nus = load("nuswide", tmp_path)
+    assert nus.classes == ["airport", "sun", "sunset"]  # by name, not by file name
+    assert nus.targets.tolist() == [[1, 0, 0], [0, 0, 1]] and nus.picture(1).shape == (3, 40, 50)
+    assert "1 of 3 pictures are MISSING" in capsys.readouterr().err
+    for broken, message in (("0\n1\n", "Labels_sun_Test.txt"), ("0\n2\n1\n", "Labels_sun_Test")):
+        (labels / "Labels_sun_Test.txt").write_text(broken)
+        with pytest.raises(InputError, match=message):
+            load("nuswide", tmp_path, "test")
+
+
+def test_nuswide_csv(tmp_path, capsys):
+    (tmp_path / "nus_wid_data.csv").write_text(
+        "filepath,label,split_name\nimages/1_1.jpg,\"['sky', 'clouds']\",train\n"
+        "images/2_2.jpg,['sun'],val\nimages/3_3.jpg,['sky'],train\n")
+    for name in ("1_1", "2_2"):
+        picture(tmp_path / f"images/{name}.jpg")
+    train, test = load("nuswide", tmp_path), load("nuswide", tmp_path, "test")
+    assert train.classes == test.classes == ["clouds", "sky", "sun"]
+    assert train.targets.tolist() == [[1, 1, 0]] and test.targets.tolist() == [[0, 0, 1]]
+    assert "NUS-WIDE train: 1 of 2 pictures" in capsys.readouterr().err
+
+
+def test_vg500(tmp_path):
+    (tmp_path / "train_list_500.txt").write_text("1.jpg\n2.jpg\n")
+    (tmp_path / "vg_category_500_labels_index.json").write_text('{"1.jpg": [0, 499], "2.jpg": []}')
+    picture(tmp_path / "VG_100K/1.jpg")
+    picture(tmp_path / "VG_100K_2/2.jpg")
+    vg = load("vg500", tmp_path)
+    assert len(vg.classes) == 500 and np.flatnonzero(vg.targets[0]).tolist() == [0, 499]
+    assert vg.targets[1].sum() == 0 and vg.picture(1).shape == (3, 40, 50)
+    for text, message in (('{"1.jpg": [0]}', "no '2.jpg'"), ('{"1.jpg": [500], "2.jpg": []}', "500"),
+                          ('{"1.jpg": [-1], "2.jpg": []}', "row 1")):
+        (tmp_path / "vg_category_500_labels_index.json").write_text(text)
+        with pytest.raises(InputError, match=message):
+            load("vg500", tmp_path)
+
+
+def test_wider(tmp_path):
+    people = [{"bbox": [10, 5, 20, 30], "attribute": [1, -1, 0] + [-1] * 11},
+              {"bbox": [-3.2, 20.1, 10, 90], "attribute": [0] * 13 + [1]}]
+    (tmp_path / "wider_attribute_annotation").mkdir()
+    for split in ("trainval", "test"):
+        (tmp_path / f"wider_attribute_annotation/wider_attribute_{split}.json").write_text(
+            json.dumps({"images": [{"file_name": "train/0--Parade/a.jpg", "targets": people}]}))
+    picture(tmp_path / "Image/train/0--Parade/a.jpg")
+    train, test = load("wider", tmp_path), load("wider", tmp_path, "test")
+    assert len(train) == 2 and len(train.classes) == 14
+    assert train.targets.tolist() == [[1] + [0] * 13, [0] * 13 + [1]]
+    assert test.targets.tolist() == [[1, 0, -1] + [0] * 11, [-1] * 13 + [1]]
+    whole = data.read_picture(tmp_path / "Image/train/0--Parade/a.jpg")
+    assert torch.equal(train.picture(0), whole[:, 5:35, 10:30])
+    assert torch.equal(train.picture(1), whole[:, 20:, :7])
+    train.paths[1] = train.paths[1].replace("-3,20", "90,20")
+    with pytest.raises(InputError, match="a.jpg: its box 90,20"):
+        train.picture(1)
+    (tmp_path / "Image/train/0--Parade/a.jpg").unlink()
+    with pytest.raises(InputError, match="a.jpg::10,5,20,30 and 1 more"):
+        load("wider", tmp_path)
+    content = {"images": [{"file_name": "x.jpg", "targets": [{"bbox": [1, 2, 3], "attribute": [2]}]}]}
+    (tmp_path / "wider_attribute_annotation/wider_attribute_test.json").write_text(
+        json.dumps(content))
+    with pytest.raises(InputError, match="wider_attribute_test.json"):
+        load("wider", tmp_path, "test")
+
+
+def test_boxes(tmp_path):
+    paths = load("scenes", split="test").paths[:3]
+    drawn = data.draw_scene(1, 2)[1]
+    found = data.boxes("scenes", None, "test", paths)
+    assert [(k, *np.multiply(box, 128).round(9).tolist()) for k, *box, _ in found[2]] == [
+        (k, *np.round(box, 9).tolist()) for k, *box in drawn]
+    content = {"images": [{"id": 7, "file_name": "b.jpg", "width": 200, "height": 100}],
+               "categories": [{"id": 5, "name": "y"}, {"id": 2, "name": "x"}],
+               "annotations": [{"image_id": 7, "category_id": 5, "bbox": [20, 10, 40, 50],
+                                "area": 1023.5}]}
+    (tmp_path / "annotations").mkdir()
+    (tmp_path / "annotations/instances_val2017.json").write_text(json.dumps(content))
+    paths = load("coco2017", tmp_path, "test", check=False).paths
+    (box,), = data.boxes("coco2017", tmp_path, "test", paths)
+    assert (box[0], box[-1]) == (1, True) and box[1:-1] == pytest.approx((0.1, 0.1, 0.3, 0.6))
+    with pytest.raises(InputError, match="no boxes"):
+        data.boxes("csv", tmp_path, "test", paths)

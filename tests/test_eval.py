@@ -1,10 +1,19 @@
-"""The metrics against definitions written out by brute force."""
+"""The metrics against definitions written out by brute force; what eval.py does with a checkpoint."""
+import json
 import time
 
 import numpy as np
 import pytest
+import timm
+import torch
+from conftest import run
+from PIL import Image
 
-from eval import KINDS, average_precision, metrics
+import data
+import eval as evaluation
+import train
+from data import InputError
+from eval import KINDS, average_precision, best_threshold, metrics
 
 
 def brute_force_ap(scores, targets, kind):
@@ -64,7 +73,7 @@ def random_case(rng):
 
 def test_metrics_are_their_definitions():
     rng = np.random.default_rng(0)
-    for _ in range(150):
+    for _ in range(1000):
         scores, targets = random_case(rng)
         for kind in KINDS:
             expected = [brute_force_ap(s, t, kind) for s, t in zip(scores.T, targets.T)]
@@ -106,10 +115,10 @@ def test_envelope_is_never_lower_and_order_changes_nothing():
 
 def test_speed_at_coco_size():
     rng = np.random.default_rng(2)
-    scores, targets = rng.random((40137, 80)), (rng.random((40137, 80)) < 0.04).astype(np.int8)
+    scores, targets = rng.random((40504, 80)), (rng.random((40504, 80)) < 0.04).astype(np.int8)
     start = time.perf_counter()
-    average_precision(scores, targets)
-    assert time.perf_counter() - start < 1
+    metrics(scores, targets)
+    assert time.perf_counter() - start < 2
 
 
 def test_head_medium_and_tail():
@@ -120,3 +129,240 @@ def test_head_medium_and_tail():
     assert result["head"] == pytest.approx((ap[0] + ap[3]) / 2)
     assert result["medium"] == pytest.approx(ap[2]) and result["tail"] == pytest.approx(ap[1])
     assert "head" not in metrics(scores, targets, counts=[100] * 4)
+
+
+def test_best_threshold_is_the_best_of_all():
+    def f1(scores, targets, threshold):
+        yes = (scores > threshold) & (targets >= 0)
+        return 2 * (yes & (targets == 1)).sum() / max(yes.sum() + (targets == 1).sum(), 1)
+    rng = np.random.default_rng(4)
+    for _ in range(200):
+        scores, targets = (x[:, 0] for x in random_case(rng))
+        best = max((f1(scores, targets, t) for t in [-1, *scores]), default=0)
+        found = best_threshold(scores, targets)
+        if (targets == 1).any():
+            assert f1(scores, targets, found) == best
+        else:
+            assert found == 0.5
+    assert best_threshold(np.array([0.9, 0.8, 0.1]), np.array([1, 1, 0])) == pytest.approx(0.45)
+
+
+SMALL = {"csra": [], "asl": [], "q2l": ["--data", "scenes"], "cprfl": ["--data", "scenes"]}
+
+
+@pytest.fixture
+def checkpoint(tmp_path):
+    """A function: (method, flags) -> an untrained checkpoint, as train.py writes it."""
+    def write(model, *flags):
+        method, settings = train.settings_of(["--model", model, *SMALL[model], *flags])
+        scenes = data.load("scenes", split="test")
+        with torch.random.fork_rng():
+            torch.manual_seed(3)
+            net = evaluation.build_model(method, settings, scenes.classes)
+        file = tmp_path / f"{model}.pt"
+        torch.save({"model": net.state_dict(), "ema": None, "settings": settings | {"workers": 0},
+                    "classes": scenes.classes, "counts": [100] * 10 + [10] * 10}, file)
+        return file, net.eval()
+    return write
+
+
+def scenes_input(count):
+    scenes = data.load("scenes", split="test").subset(slice(count))
+    images = torch.stack([scenes.picture(i) for i in range(count)])
+    return scenes, data.normalize(images, torch.device("cpu"), (0.5,) * 3, (0.25,) * 3)
+
+
+def call(*flags):
+    return evaluation.main([str(flag) for flag in flags])
+
+
+def test_table_scores_and_back(checkpoint, tmp_path, capsys):
+    file, net = checkpoint("asl", "--amp", "off")
+    scenes, images = scenes_input(20)
+    call("--checkpoint", file, "--limit", 20, "--out", tmp_path / "a.json", "--scores",
+         tmp_path / "s.npz", "--threshold", 0.501, "--ap", "envelope")
+    text, table = capsys.readouterr().out, json.loads((tmp_path / "a.json").read_text())
+    scores = net(images).double().sigmoid().detach().numpy()
+    expected = metrics(scores, scenes.targets, 0.501, "envelope", [100] * 10 + [10] * 10)
+    for name in ("mAP", "head", "tail", "CF1", "OF1_3"):
+        assert table[name] == pytest.approx(expected[name], abs=1e-3), name
+        assert f"{name} {table[name]:.2f}" in text
+    assert "20 pictures" in text and "envelope AP, threshold 0.501" in text
+    empty = [n for n, count in zip(scenes.classes, scenes.targets.sum(0)) if not count]
+    assert f"left out of the means: {', '.join(empty) or 'none'}" in text
+    call("--from-scores", tmp_path / "s.npz", "--ap", "envelope", "--threshold", 0.501, "--out",
+         tmp_path / "b.json")
+    again = json.loads((tmp_path / "b.json").read_text())
+    assert {k: v for k, v in again.items() if k != "what"} == {
+        k: v for k, v in table.items() if k != "what"}
+    np.savez(tmp_path / "logits.npz", scores=scores * 9, targets=scenes.targets,
+             classes=scenes.classes)
+    with pytest.raises(InputError, match="logits.npz.*outside"):
+        call("--from-scores", tmp_path / "logits.npz")
+
+
+def test_thresholds_are_tuned_on_another_split_and_kept(checkpoint, tmp_path, capsys):
+    file, _ = checkpoint("csra", "--amp", "off")
+    call("--checkpoint", file, "--limit", 30, "--tune-threshold", "train", "--per-class", "--out",
+         tmp_path / "a.json")
+    kept = json.loads((tmp_path / "csra.thresholds.json").read_text())
+    table = json.loads((tmp_path / "a.json").read_text())
+    assert kept["split"] == table["tuned_on"] == "train"
+    assert [*kept["threshold"].values()] == table["threshold"] and len(table["threshold"]) == 20
+    call("--checkpoint", file, "--limit", 30, "--threshold", tmp_path / "csra.thresholds.json",
+         "--out", tmp_path / "b.json")
+    assert json.loads((tmp_path / "b.json").read_text())["OF1"] == table["OF1"]
+    with pytest.raises(SystemExit):
+        call("--checkpoint", file, "--tune-threshold", "test")
+    assert "tune on another" in capsys.readouterr().err
+
+
+def test_predict_names_labels_and_skips_bad_pictures(checkpoint, tmp_path):
+    file, net = checkpoint("asl", "--amp", "off")
+    scenes, images = scenes_input(2)
+    (tmp_path / "pictures/inner").mkdir(parents=True)
+    for name, i in (("a.png", 0), ("inner/b.PNG", 1)):
+        Image.fromarray(scenes.picture(i).permute(1, 2, 0).numpy()).save(
+            tmp_path / "pictures" / name)
+    (tmp_path / "pictures/notes.txt").write_text("no picture")
+    scores = net(images).double().sigmoid().detach().numpy()
+    lines = run("eval.py", "--checkpoint", file, "--predict", tmp_path / "pictures", "--json",
+                "--threshold", np.median(scores)).splitlines()
+    for line, row in zip(map(json.loads, lines), scores):
+        expected = {scenes.classes[k]: row[k] for k in range(20) if row[k] > np.median(scores)}
+        assert line["labels"] == pytest.approx(expected, abs=1e-3)
+    (tmp_path / "pictures/bad.jpg").write_bytes(b"no picture")
+    text = run("eval.py", "--checkpoint", file, "--predict", tmp_path / "pictures/a.png",
+               tmp_path / "pictures/bad.jpg", "--threshold", 0.1, ok=False)
+    assert "pictures/a.png: " in text and "left out" in text and "bad.jpg" in text
+    assert "red circle 0.5" in text and "Traceback" not in text
+
+
+def test_sheets_of_heat_maps(checkpoint, tmp_path):
+    for model, each_head, size in (("csra", [], (6 * 228, 4 * 246)), ("q2l", ["--each-head"],
+                                   (9 * 228, 20 * 246)), ("cprfl", ["--each-head"], None),
+                                   ("asl", [], (6 * 228, 4 * 246))):
+        file, _ = checkpoint(model)
+        call("--checkpoint", file, "--limit", 1, "--heatmaps", tmp_path / model, "--threshold", 0,
+             *each_head)
+        sheet, = (tmp_path / model).iterdir()
+        assert sheet.name == "00000-0.png" and size in (None, Image.open(sheet).size)
+
+
+def test_maps_lie_where_their_cells_look():
+    one = torch.zeros(1, 8, 8)
+    one[0, 2, 5] = 1
+    for offset, place in (((0, 0), (5.5, 2.5)), ((0.05, -0.1), (5.5 + 0.4, 2.5 - 0.8))):
+        large = evaluation.enlarge(one, 160, 320, offset)[0]
+        y, x = divmod(large.argmax().item(), 320)
+        assert ((x + 0.5) / 40, (y + 0.5) / 20) == pytest.approx(place, abs=0.051)
+
+    class Strided(torch.nn.Module):
+        def features(self, x):  # cell i sees pixels 4 i - 1 to 4 i + 1; its own are 4 i to 4 i + 3
+            return torch.nn.functional.conv2d(x, torch.ones(2, 3, 3, 3), stride=4, padding=1)
+    offset = evaluation.view_offset(Strided(), 64, torch.device("cpu"))
+    assert offset == pytest.approx([-1.5 / 64, -1.5 / 64])
+
+
+def test_pointing_game():
+    maps = torch.zeros(2, 3, 4, 4)  # heads, K, h, w
+    maps[:, 0, 1, 2], maps[:, 1, 3, 3], maps[:, 2, 0, 0] = 1, 1, 1
+    inside, outside = (0.5, 0.25, 0.75, 0.5), (0.0, 0.5, 0.2, 0.9)
+    found = [[(0, *outside, False), (0, *inside, True), (1, *inside, True), (1, *outside, True)]]
+    result = evaluation.pointing([(0, None, maps)], found, (0, 0), np.array([[1, 1, 0]]))
+    assert result == {"pointing": 50.0, "pointing_small": 0.0, "pointing_pairs": 2,
+                      "pointing_small_pairs": 1}
+    result = evaluation.pointing([(0, None, maps[0])], found, (-0.3, 0), np.array([[1, 0, 0]]))
+    assert result == {"pointing": 0.0, "pointing_pairs": 1, "pointing_small_pairs": 0}
+
+
+def test_pointing_from_the_command_line(checkpoint, tmp_path, capsys):
+    call("--checkpoint", checkpoint("asl")[0], "--limit", 20, "--pointing", "--out",
+         tmp_path / "a.json")
+    scenes, _ = scenes_input(20)
+    assert json.loads((tmp_path / "a.json").read_text())["pointing_pairs"] == scenes.targets.sum()
+    assert "pairs of picture and class" in capsys.readouterr().out
+
+
+def test_residual_flip_and_sizes(checkpoint, tmp_path):
+    _, images = scenes_input(6)
+
+    def scores(file, *flags):
+        call("--checkpoint", file, "--limit", 6, "--scores", tmp_path / "s.npz", *flags)
+        return np.load(tmp_path / "s.npz")["scores"]
+    file, net = checkpoint("asl", "--amp", "off")
+    with torch.no_grad():
+        x = net.features(images)
+        s = torch.einsum("bdhw,kd->bkhw", x, net.head.weight) + net.head.bias[:, None, None]
+        expected = (s.mean((2, 3)) + 0.3 * s.amax((2, 3))).sigmoid()
+        np.testing.assert_allclose(scores(file, "--residual", 0.3), expected, atol=1e-5)
+        expected = (net(images).sigmoid() + net(images.flip(3)).sigmoid()) / 2
+        np.testing.assert_allclose(scores(file, "--flip"), expected, atol=1e-5)
+        pair = (scores(file, "--image-size", 96) + scores(file, "--sizes", "128")) / 2
+        np.testing.assert_allclose(scores(file, "--sizes", "96,128"), pair, atol=1e-9)
+        assert abs(pair - net(images).sigmoid().numpy()).max() > 1e-4
+        file, net = checkpoint("csra", "--amp", "off", "--lam", "0")
+        s = net.head.scores(net.features(images))[:, 0]
+        expected = (s.mean(-1) + 0.3 * s.amax(-1)).sigmoid()
+        np.testing.assert_allclose(scores(file, "--residual", 0.3), expected, atol=1e-5)
+    with pytest.raises(InputError, match="pooled linear"):
+        call("--checkpoint", checkpoint("q2l")[0], "--residual", 0.3)
+
+
+@pytest.mark.parametrize("backbone, trained, size, family, window", [
+    ("test_vit", 128, 160, timm.models.vision_transformer, {}),
+    ("swin_tiny_patch4_window7_224", 224, 256, timm.models.swin_transformer, {"window_size": 8})])
+def test_other_image_sizes_are_as_timm_converts_them(checkpoint, tmp_path, backbone, trained, size,
+                                                     family, window):
+    flags = ("--backbone", backbone, "--output-stride", "none", "--amp", "off")
+    file, net = checkpoint("csra", *flags, "--image-size", str(trained))
+    call("--checkpoint", file, "--limit", 3, "--image-size", size, "--scores", tmp_path / "s.npz")
+    method, settings = train.settings_of(["--model", "csra", *flags, "--image-size", str(size)])
+    scenes = data.load("scenes", split="test").subset(slice(3))
+    other = evaluation.build_model(method, settings, scenes.classes).eval()
+    other.backbone = timm.create_model(backbone, num_classes=0, global_pool="", img_size=size,
+                                       **window).eval()
+    other.backbone.load_state_dict(
+        family.checkpoint_filter_fn(net.backbone.state_dict(), other.backbone))
+    other.head.load_state_dict(net.head.state_dict())
+    images = torch.stack([data.transform(size)(scenes.picture(i)) for i in range(3)])
+    with torch.no_grad():
+        expected = other(data.normalize(images, torch.device("cpu"), (0.5,) * 3, (0.25,) * 3))
+    np.testing.assert_allclose(np.load(tmp_path / "s.npz")["scores"], expected.sigmoid(), atol=1e-5)
+
+
+def test_voc_server_files(checkpoint, tmp_path, monkeypatch):
+    file, _ = checkpoint("asl")
+    state = torch.load(file)
+    net = evaluation.build_model(__import__("asl"), state["settings"], data.VOC)
+    torch.save(state | {"classes": data.VOC, "model": net.state_dict()}, file)
+    folder = tmp_path / "VOCdevkit/VOC2012"
+    (folder / "ImageSets/Main").mkdir(parents=True)
+    (folder / "JPEGImages").mkdir()
+    (folder / "ImageSets/Main/test.txt").write_text("2008_000001\n2008_000004\n")
+    for name in ("2008_000001", "2008_000004"):
+        Image.fromarray(data.draw_scene(1, 0)[0]).save(folder / f"JPEGImages/{name}.jpg")
+    call("--checkpoint", file, "--data", "voc2012", "--root", tmp_path, "--voc-server",
+         tmp_path / "out")
+    files = sorted((tmp_path / "out/results/VOC2012/Main").iterdir())
+    assert [f.name for f in files] == [f"comp2_cls_test_{name}.txt" for name in data.VOC]
+    lines = [line.split() for line in files[3].read_text().splitlines()]
+    assert [line[0] for line in lines] == ["2008_000001", "2008_000004"]
+    assert all(0 < float(line[1]) < 1 for line in lines)
+
+
+def test_unreadable_pictures_are_an_error_or_counted(checkpoint, tmp_path, capsys):
+    file, _ = checkpoint("asl")
+    scenes = data.load("scenes", split="test")
+    names = ",".join(scenes.classes)
+    for split in ("train", "test"):
+        (tmp_path / f"{split}.csv").write_text(
+            f"image,{names}\n" + "".join(f"{n}.png{',1' * 20}\n" for n in "ab"))
+    Image.fromarray(data.draw_scene(1, 0)[0]).save(tmp_path / "a.png")
+    (tmp_path / "b.png").write_bytes(b"")
+    flags = ("--checkpoint", file, "--data", "csv", "--root", tmp_path)
+    with pytest.raises(InputError, match="b.png"):
+        call(*flags)
+    call(*flags, "--skip-bad", 1)
+    said = capsys.readouterr()
+    assert "1 pictures" in said.out and "left out" in said.err and "b.png" in said.err
