@@ -380,11 +380,11 @@ def note_signal(number, frame):
 
 
 def main(argv=None):
+    numbers = signal.SIGTERM, signal.SIGINT
+    before = [signal.signal(number, note_signal) for number in numbers]
+    SIGNALS.clear()
     try:
-        method, settings = settings_of(sys.argv[1:] if argv is None else argv)
-        for number in (signal.SIGTERM, signal.SIGINT):
-            signal.signal(number, note_signal)
-        train(method, settings)
+        train(*settings_of(sys.argv[1:] if argv is None else argv))
     except InputError as error:
         sys.exit(f"error: {error}")
     except torch.OutOfMemoryError as error:
@@ -396,6 +396,8 @@ def main(argv=None):
         sys.exit(f"error: {str(error).splitlines()[0]:.200}\nA loading process died, mostly for "
                  "want of (shared) memory: lower --workers; 0 loads in the main process")
     finally:
+        for number, action in zip(numbers, before):
+            signal.signal(number, action)
         if dist.is_available() and dist.is_initialized():
             dist.destroy_process_group()
 

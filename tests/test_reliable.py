@@ -1,0 +1,258 @@
+"""What happens to long runs: several processes, kills, signals, full disks, broken pictures."""
+import json
+import multiprocessing
+import os
+import random
+import shutil
+import signal
+import subprocess
+import sys
+import time
+
+import numpy as np
+import pytest
+import torch
+from conftest import HERE
+from PIL import Image
+from test_train import log
+
+import data
+import eval as evaluation
+import train
+
+FLAGS = ["--model", "csra", "--data", "csv", "--no-pretrained", "--image-size", "64", "--lr", "1e-3",
+         "--batch-size", "12", "--workers", "0", "--amp", "off"]
+
+
+@pytest.fixture(scope="module", autouse=True)
+def small_pictures(tmp_path_factory):
+    """48 training and 21 test pictures, in FLAGS from here on."""
+    root, scenes = tmp_path_factory.mktemp("csv"), data.load("scenes")
+    for split, numbers in (("train", range(48)), ("test", range(48, 69))):
+        (root / f"{split}.csv").write_text("image,labels\n" + "".join(
+            f"{i}.png,{';'.join(np.array(scenes.classes)[scenes.targets[i] == 1])}\n"
+            for i in numbers))
+        for i in numbers:
+            Image.fromarray(scenes.picture(i).permute(1, 2, 0).numpy()).save(root / f"{i}.png")
+    FLAGS[4:4] = ["--root", str(root)]
+    yield
+    del FLAGS[4:6]
+
+
+def started(*command, **options):
+    """A process in the project's folder, as a user starts it."""
+    return subprocess.Popen([sys.executable, *map(str, command)], cwd=HERE.parent, text=True,
+                            stdout=subprocess.PIPE, stderr=subprocess.STDOUT,
+                            env=os.environ | {"OMP_NUM_THREADS": "1", "PYTHONPATH": str(HERE.parent),
+                                              "PYTHONUNBUFFERED": "1"}, **options)
+
+
+def child(main, argv, environment, dtype):
+    os.environ.update(environment)
+    torch.set_num_threads(1)
+    torch.set_default_dtype(dtype)
+    data.channels.cache_clear()  # it may hold float32
+    main([str(flag) for flag in argv])
+
+
+def processes(count, main, *argv, dtype=torch.float32):
+    """main(argv) in what `torchrun --nproc_per_node=COUNT` makes on one machine."""
+    port, tasks = random.randrange(20000, 60000), []
+    for rank in range(count):
+        environment = {"RANK": str(rank), "LOCAL_RANK": str(rank), "WORLD_SIZE": str(count),
+                       "MASTER_ADDR": "127.0.0.1", "MASTER_PORT": str(port)}
+        tasks.append(multiprocessing.get_context("fork").Process(
+            target=child, args=(main, argv, environment, dtype)))
+        tasks[-1].start()
+    for task in tasks:
+        task.join(200)
+    assert [task.exitcode for task in tasks] == [0] * count
+
+
+@pytest.mark.parametrize("model", ["csra", "asl"])
+def test_processes_and_parts_change_nothing(tmp_path, model):
+    """In float64, with layer norm: the loss curve and the weights of one process. CSRA's loss is a
+    mean over what is judged, ASL's a sum."""
+    results = []
+    for name, count, parts in (("one", 1, 1), ("two", 2, 1), ("parts", 1, 3), ("three", 3, 2)):
+        processes(count, train.main, "--model", model, *FLAGS[2:], "--ema", 0, "--backbone",
+                  "test_vit", "--epochs", 2, "--accumulate", parts, "--out", tmp_path / name,
+                  dtype=torch.float64)
+        results.append((log(tmp_path / name), torch.load(tmp_path / name / "last.pt")["model"]))
+    (first, weights), *others = results
+    assert first[0]["processes"] == 1 and others[0][0][0]["processes"] == 2
+    for lines, other in others:
+        assert [line["loss"] for line in lines[1:3]] == pytest.approx(
+            [line["loss"] for line in first[1:3]], rel=1e-9)
+        assert lines[-1]["mAP"] == first[-1]["mAP"]
+        for key, value in weights.items():
+            torch.testing.assert_close(other[key], value, rtol=1e-7, atol=1e-9)
+
+
+def test_sharded_evaluation_is_exact(tmp_path):
+    out = tmp_path / "run"
+    train.main([*FLAGS, "--backbone", "test_resnet", "--epochs", "1", "--out", str(out)])
+    tables = []
+    for count in (1, 2, 3):
+        processes(count, evaluation.main, "--checkpoint", out / "last.pt", "--out",
+                  tmp_path / f"{count}.json", "--scores", tmp_path / f"{count}.npz")
+        tables.append(json.loads((tmp_path / f"{count}.json").read_text()))
+    assert tables[0] == tables[1] == tables[2] and tables[0]["pictures"] == 21
+
+
+def test_batches_that_do_not_divide(tmp_path):
+    flags = [*FLAGS, "--backbone", "test_resnet", "--out", str(tmp_path / "x")]
+    with pytest.raises(SystemExit, match="--batch-size 12 must be a multiple"):
+        train.main([*flags, "--accumulate", "5"])
+    with pytest.raises(SystemExit, match="3 training pictures are fewer than a batch"):
+        train.main([*flags, "--accumulate", "2", "--limit", "3"])
+
+
+def long(every=1e-9):
+    """Flags of a run that saves after each step, or not at all within an epoch."""
+    return [*FLAGS, "--backbone", "test_resnet", "--epochs", 6, "--save-every", every, "--ema", 0.9]
+
+
+def finished(*command):
+    text = (task := started(*command)).communicate(timeout=300)[0]
+    assert task.returncode == 0, text
+    return text
+
+
+@pytest.fixture(scope="module")
+def whole(tmp_path_factory, small_pictures):
+    out = tmp_path_factory.mktemp("whole") / "run"
+    finished("train.py", *long(), "--out", out)
+    return torch.load(out / "last.pt")
+
+
+def same(one, two):
+    assert one["epoch"] == two["epoch"] and one["step"] == two["step"] == 0
+    for part in ("model", "ema"):
+        assert all(torch.equal(one[part][key], two[part][key]) for key in one[part])
+    assert [line["loss"] for line in one["history"]] == [line["loss"] for line in two["history"]]
+    assert [line["mAP"] for line in one["history"]] == [line["mAP"] for line in two["history"]]
+
+
+@pytest.mark.parametrize("seed", range(int(os.environ.get("KILLS", "2"))))
+def test_killed_at_any_moment_and_resumed_bit_for_bit(tmp_path, whole, seed):
+    """SIGKILL at three random moments of the training; `seed` draws them."""
+    rng, out, moments = random.Random(seed), tmp_path / "run", []
+    flags = (*long(), "--workers", seed % 3, "--resume", "--out", out)
+    for _ in range(3):
+        task = started("train.py", *flags, start_new_session=True)
+        for line in task.stdout:
+            if line.startswith("epoch"):
+                break
+        time.sleep(rng.uniform(0, 0.5))
+        os.killpg(task.pid, signal.SIGKILL)
+        task.communicate()
+        state = torch.load(out / "last.pt")
+        moments.append((state["epoch"], state["step"]))
+    print("killed after (epochs, steps)", *moments)
+    assert moments[0] < (6, 0)
+    finished("train.py", *flags)
+    same(torch.load(out / "last.pt"), whole)
+
+
+def test_killed_while_it_writes(tmp_path, whole):
+    """What a kill amid writing leaves: the checkpoint before it, whole, and part of the next."""
+    out = tmp_path / "run"
+    code = ("import os, signal, sys, torch, train\n"
+            "whole, calls = torch.save, []\n"
+            "def cut(state, path):\n"
+            "    whole(state, path)\n"
+            "    calls.append(1)\n"
+            "    if len(calls) == 6:\n"
+            "        os.truncate(path, os.path.getsize(path) // 2)\n"
+            "        os.kill(os.getpid(), signal.SIGKILL)\n"
+            "torch.save = cut\n"
+            "train.main()")
+    task = started("-c", code, *long(), "--out", out)
+    text = task.communicate(timeout=300)[0]
+    assert task.returncode == -signal.SIGKILL and (out / "last.tmp").exists(), text
+    finished("train.py", *long(), "--out", out, "--resume")
+    same(torch.load(out / "last.pt"), whole)
+
+
+@pytest.mark.parametrize("number", [signal.SIGTERM, signal.SIGINT])
+def test_a_signal_ends_the_step_saves_and_says_so(tmp_path, whole, number):
+    out = tmp_path / "run"
+    task = started("train.py", *long(0), "--workers", 2, "--out", out)
+    for line in task.stdout:
+        if line.startswith("epoch 1, test"):
+            break
+    task.send_signal(number)
+    text = task.communicate(timeout=100)[0]
+    assert task.returncode == 128 + number, text
+    finished("train.py", *long(), "--out", out, "--resume")
+    same(torch.load(out / "last.pt"), whole)
+
+
+def test_a_second_signal_ends_at_once(tmp_path):
+    code = ("import os, signal, sys, time, train\n"
+            "def slow(*a): os.kill(os.getpid(), 15); os.kill(os.getpid(), 15); time.sleep(60)\n"
+            "train.normalize = slow\n"
+            "train.main()")
+    task = started("-c", code, *FLAGS, "--backbone", "test_resnet", "--out", tmp_path / "run")
+    begin = time.time()
+    task.communicate(timeout=50)
+    assert task.returncode == -signal.SIGTERM and time.time() - begin < 50
+
+
+def test_outputs_that_can_not_be_written(tmp_path, monkeypatch):
+    (tmp_path / "file").write_text("")
+    with pytest.raises(SystemExit, match="file/run.*choose another --out"):
+        train.main([*FLAGS, "--backbone", "test_resnet", "--out", str(tmp_path / "file/run")])
+    kept = tmp_path / "last.pt"
+    train.save({"a": 1}, kept)
+
+    def full(state, path):
+        path.write_bytes(b"part")
+        raise RuntimeError("PytorchStreamWriter failed writing file data/0: No space left\nat ...")
+    monkeypatch.setattr(torch, "save", full)
+    with pytest.raises(data.InputError, match="last.pt can't be written .*No space left.*room"):
+        train.save({"a": 2}, kept)
+    assert torch.load(kept)["a"] == 1 and sorted(tmp_path.iterdir()) == [tmp_path / "file", kept]
+
+
+def test_resume_with_another_methods_checkpoint(tmp_path):
+    out = str(tmp_path / "run")
+    train.main([*FLAGS, "--backbone", "test_resnet", "--epochs", "1", "--out", out])
+    with pytest.raises(SystemExit, match="other settings for model"):
+        train.main(["--model", "asl", "--resume", "--out", out])
+
+
+def test_skip_bad_counts_lists_and_trains_on_the_rest(tmp_path, capsys):
+    shutil.copytree(FLAGS[5], tmp_path, dirs_exist_ok=True)
+    (tmp_path / "3.png").write_bytes((tmp_path / "3.png").read_bytes()[:400])
+    flags = [*FLAGS, "--root", str(tmp_path), "--backbone", "test_resnet", "--epochs", "2"]
+    with pytest.raises(SystemExit, match="3.png.*--verify.*--skip-bad"):
+        train.main([*flags, "--out", str(tmp_path / "run")])
+    train.main([*flags, "--skip-bad", "1", "--out", str(tmp_path / "run")])
+    text = capsys.readouterr().out
+    assert "left out so far: 1 unreadable" in text and "3.png" in text
+    assert log(tmp_path / "run")[-1]["mAP"] > 0
+
+
+def test_dead_workers_and_full_memory_name_the_setting(tmp_path, monkeypatch, capsys):
+    code = ("import os, signal, data, train\n"
+            "data.Dataset.picture = lambda self, i: os.kill(os.getpid(), 9)\n"
+            "train.main()")
+    task = started("-c", code, *FLAGS, "--backbone", "test_resnet", "--workers", "1", "--out",
+                   tmp_path / "run")
+    text = task.communicate(timeout=100)[0]
+    assert "lower --workers" in text and "Traceback" not in text and task.returncode
+
+    def full(*_):
+        raise torch.OutOfMemoryError("CUDA out of memory. Tried to allocate 2.00 GiB.")
+    monkeypatch.setattr(train, "normalize", full)
+    with pytest.raises(SystemExit, match="--accumulate 2"):
+        train.main([*FLAGS, "--backbone", "test_resnet", "--out", str(tmp_path / "other")])
+
+
+def test_grad_checkpointing_changes_nothing_but_memory(tmp_path):
+    for name, more in (("a", []), ("b", ["--grad-checkpointing"])):
+        train.main([*FLAGS, "--backbone", "test_resnet", "--epochs", "1", *more, "--out",
+                    str(tmp_path / name)])
+    assert log(tmp_path / "a")[1]["loss"] == pytest.approx(log(tmp_path / "b")[1]["loss"], rel=1e-5)
