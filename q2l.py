@@ -165,15 +165,26 @@ class Q2L(nn.Module):
         self.backbone = timm.create_model(
             backbone, pretrained=pretrained, num_classes=0, global_pool="",
             img_size=image_size if fixed else None, output_stride=output_stride)
-        self.random_frozen = freeze and isinstance(self.backbone, resnet.ResNet) and not pretrained
-        if freeze and isinstance(self.backbone, resnet.ResNet):
-            for part in (self.backbone.conv1, self.backbone.layer1):
+        self.freeze = freeze and isinstance(self.backbone, resnet.ResNet)
+        self.random_frozen = self.freeze and not pretrained
+        if self.freeze:
+            for part in (self.backbone.conv1, self.backbone.layer1, *self.norms()):
                 part.requires_grad_(False)
-            self.backbone = timm.layers.freeze_batch_norm_2d(self.backbone)
         width = self.backbone.num_features
         same = project is False or (project is None and width == d_model)
         self.input_proj = nn.Identity() if same else nn.Conv2d(width, d_model, 1)
         self.head = Q2LHead(num_classes, d_model, **head)
+
+    def norms(self):
+        return [m for m in self.backbone.modules() if isinstance(m, nn.BatchNorm2d)]
+
+    def train(self, mode=True):
+        """Frozen BatchNorm stays as in evaluation: unlike scale and shift written out as tensors,
+        it stays in autocast's narrow type."""
+        super().train(mode)
+        for norm in self.norms() if self.freeze else ():
+            norm.eval()
+        return self
 
     def features(self, images):
         """(B, 3, h, w) -> (B, d, H, W), from NCHW (ResNet), NHWC (Swin) or tokens (ViT)."""

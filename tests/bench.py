@@ -3,6 +3,7 @@
 Run: python tests/bench.py [--images DIR]     DIR: a folder of JPEG pictures; without it, made ones
 """
 import argparse
+import os
 import sys
 import tempfile
 import time
@@ -12,13 +13,18 @@ from pathlib import Path
 import numpy as np
 import torch
 from PIL import Image
+from torch.optim.swa_utils import AveragedModel, get_ema_multi_avg_fn
+from torch.utils.flop_counter import FlopCounterMode
 from torchvision import transforms as v1
 
 sys.path.insert(0, str(Path(__file__).parent.parent))
 import asl
 import cprfl
+import csra
 import data
 import q2l
+from eval import build_model, pick_device, pick_dtype
+from train import settings_of
 
 
 def rates(ways, items, repeats=5):
@@ -41,6 +47,15 @@ def made_pictures(folder, count=32):
         scene.save(folder / f"{i}.jpg", quality=92)
 
 
+def cut_out(image):
+    """Cutout on a Pillow picture, in place."""
+    w, h = image.size
+    x, y = np.random.randint(w), np.random.randint(h)
+    image.paste(tuple(np.random.randint(256, size=3)),
+                (max(x - w // 4, 0), max(y - h // 4, 0), min(x + w // 4, w), min(y + h // 4, h)))
+    return image
+
+
 def input_speed(images):
     torch.set_num_threads(1)
     with tempfile.TemporaryDirectory() as made:
@@ -51,7 +66,7 @@ def input_speed(images):
         finish = [v1.ToTensor(), v1.Normalize((0.485, 0.456, 0.406), (0.229, 0.224, 0.225))]
         plain = {"evaluation": [v1.Resize((448, 448))],
                  "CSRA training": [v1.RandomResizedCrop(448, (0.7, 1)), v1.RandomHorizontalFlip()],
-                 "RandAugment + Cutout": [v1.Resize((448, 448)), v1.RandAugment()]}
+                 "RandAugment + Cutout": [v1.Resize((448, 448)), cut_out, v1.RandAugment()]}
         ours = {"evaluation": (), "CSRA training": ("crop", "flip"),
                 "RandAugment + Cutout": ("cutout", "randaugment")}
         for name, steps in plain.items():
@@ -210,11 +225,210 @@ def heads_speed():
                {"plain": partial(plain_interaction, layer), "ours": layer}, inputs, layer)
 
 
+class WrittenOutFrozenBatchNorm(torch.nn.Module):
+    def __init__(self, bn):
+        super().__init__()
+        self.bn = bn
+
+    def forward(self, x):
+        w, b, mean, var = (t[:, None, None] for t in (
+            self.bn.weight, self.bn.bias, self.bn.running_mean, self.bn.running_var))
+        scale = w * (var + self.bn.eps).rsqrt()
+        return x * scale + (b - mean * scale)
+
+
+def written_out(model):
+    for name, module in model.named_children():
+        if isinstance(module, torch.nn.BatchNorm2d):
+            setattr(model, name, WrittenOutFrozenBatchNorm(module))
+        else:
+            written_out(module)
+    return model
+
+
+def plain_csra(head, x):
+    """Head by head and class by class's norm, as the equations stand."""
+    logits = 0
+    for weight, T in zip(head.weight, head.temperatures):
+        s = torch.nn.functional.conv2d(x, weight[:, :, None, None])
+        s = (s / weight.norm(dim=1)[None, :, None, None]).flatten(2)
+        att = s.max(2)[0] if T == float("inf") else (torch.softmax(T * s, 2) * s).sum(2)
+        logits = logits + s.mean(2) + head.lam * att
+    return logits
+
+
+def plain_model(name, model):
+    """The same weights in the plain way."""
+    if name == "csra":
+        model.head.forward = partial(plain_csra, model.head)
+    elif name == "q2l":
+        head = PlainQ2L(model.head)
+        model.forward = lambda images: head(model.features(images))
+        written_out(model.backbone)
+    elif name == "cprfl":
+        model.interaction.forward = partial(plain_interaction, model.interaction)
+    return model
+
+
+def matrix_speed(device, dtype, n):
+    """FLOP/s of n x n matrix products."""
+    a, b = (torch.randn(n, n, device=device, dtype=dtype) for _ in range(2))
+    return 2 * n ** 3 * 1000 / timed({"": lambda: finish(a @ b, device)}, 9, 10)[""]
+
+
+def finish(x, device):
+    if device.type == "cuda":
+        torch.cuda.synchronize()
+    return x
+
+
+def step_speed(compiled):
+    """A training step and an inference step of each method, here and in the plain way."""
+    with tempfile.TemporaryDirectory() as folder:
+        np.save(f"{folder}/features.npy", np.random.default_rng(0).standard_normal((80, 1024)))
+        steps_of_all(compiled, f"{folder}/features.npy")
+
+
+def steps_of_all(compiled, features):
+    device, gpu = pick_device(), torch.cuda.is_available()
+    dtype = pick_dtype("auto", device)
+    best = matrix_speed(device, dtype or torch.float32, 8192 if gpu else 1024)
+    where = torch.cuda.get_device_name() if gpu else f"{torch.get_num_threads()} threads"
+    size, small = (448, []) if gpu else (160, ["--backbone", "resnet18", "--batch-size", "8"])
+    narrow = {"q2l": ["--d-model", "512", "--ffn", "2048"], "cprfl": ["--d-model", "512"]}
+    print(f"\nSteps on {where}: {'R101' if gpu else 'resnet18'}, {size} px, 80 labels; matrix "
+          f"products in {dtype} reach {best / 1e12:.2f} TFLOP/s")
+    for name in ("csra", "q2l", "cprfl", "asl"):
+        flags = small + narrow.get(name, []) if not gpu else []
+        if name == "cprfl":
+            flags += ["--text-features", features]
+        method, s = settings_of(["--model", name, "--data", "coco2014", "--no-pretrained",
+                                 "--image-size", str(size), "--backbone", "resnet101", *flags])
+        images = torch.randint(256, (s["batch_size"], size, size, 3), dtype=torch.uint8)
+        images = images.permute(0, 3, 1, 2).to(device)
+        targets = (torch.rand(s["batch_size"], 80) < 0.04).to(torch.int8).to(device)
+        ways, peaks = {}, {}
+        for way in ("plain", "ours"):
+            train_step, infer = steps_of(name, method, s, way, compiled, images, targets)
+            for call in (train_step, train_step, infer):
+                call()  # warm-up
+            ways[way], ways[f"{way} inference"] = train_step, infer
+            peaks[way] = peak_memory(train_step, [])
+        with FlopCounterMode(display=False) as counter:
+            ways["ours"]()
+        ms = timed(ways, 7, 5 if gpu else 1)
+        rate = {way: 1000 * s["batch_size"] / ms[way] for way in ways}
+        share = 1000 * counter.get_total_flops() / ms["ours"] / best
+        print(f"  {name:6} batch {s['batch_size']:3}  training: plain {rate['plain']:6.1f}  ours "
+              f"{rate['ours']:6.1f} pictures/s  ratio {rate['ours'] / rate['plain']:.2f}, "
+              f"{share:.0%} of the matrix products' speed; {peaks['plain']:.0f} and "
+              f"{peaks['ours']:.0f} MiB  inference: plain {rate['plain inference']:6.1f}  ours "
+              f"{rate['ours inference']:6.1f}  ratio "
+              f"{rate['ours inference'] / rate['plain inference']:.2f}")
+
+
+def steps_of(name, method, s, way, compiled, images, targets):
+    """A training step and an inference step, as functions."""
+    device, gpu, ours = images.device, images.is_cuda, way == "ours"
+    torch.manual_seed(0)
+    model = build_model(method, s, [str(k) for k in range(80)]).to(device)
+    if ours:
+        model = model.to(memory_format=torch.channels_last)
+    else:
+        plain_model(name, model)
+    if ours and compiled:
+        model.compile()
+    groups = method.param_groups(model, s["lr"], s["weight_decay"])
+    kind = torch.optim.SGD if s["optimizer"] == "sgd" else torch.optim.AdamW
+    optimizer = kind(groups, **({"fused": True} if ours else {"foreach": False}))
+    scaler = torch.amp.GradScaler(device.type, enabled=gpu and not ours)
+    plain_type = torch.float16 if gpu else None
+    dtype = pick_dtype("auto", device) if ours else plain_type
+    average = {"multi_avg_fn": get_ema_multi_avg_fn(0.999)} if ours else {
+        "avg_fn": lambda old, new, _: 0.999 * old + 0.001 * new}
+    ema = AveragedModel(model, **average)
+
+    def forward():
+        x = data.normalize(images, device, s["mean"], s["std"])
+        with torch.autocast(device.type, dtype, enabled=dtype is not None):
+            return model(x if ours else x.contiguous())
+
+    def train_step():
+        model.train()
+        scaler.scale(method.loss(forward(), targets)).backward()
+        scaler.step(optimizer)
+        scaler.update()
+        optimizer.zero_grad()
+        ema.update_parameters(model)
+        finish(None, device)
+
+    def infer():
+        model.eval()
+        with torch.inference_mode():
+            finish(forward(), device)
+    return train_step, infer
+
+
+def head_step(name, K):
+    """A head with K labels, forward and backward, as a function."""
+    x, y = torch.randn(8, 256, 7, 7, requires_grad=True), (torch.rand(8, K) < 0.1).to(torch.int8)
+    prompts = torch.randn(K, 256)
+    head = {"csra": csra.CSRAHead, "asl": torch.nn.Linear}.get(name, lambda *_: None)(256, K)
+    if name == "q2l":
+        head = q2l.Q2LHead(K, 256, 512, 4, 1, 2, False, 0.0)
+    elif name == "cprfl":
+        head = cprfl.Interaction(256, 4, 64, 512, 0.0)
+    way = {"csra": lambda: head(x), "q2l": lambda: head(x)[0],
+           "cprfl": lambda: head(x.flatten(2).transpose(1, 2), prompts).sum(-1),
+           "asl": lambda: head(x.mean((2, 3)))}[name]
+    return backward(lambda: asl.asymmetric_loss(way(), y), [x, *head.parameters()])
+
+
+def growth():
+    """How time and memory grow with labels and with pictures."""
+    print("\nHeads at 256 wide, 7 x 7 cells, batch 8: ms forward + backward by number of labels")
+    sizes = (20, 80, 500, 5000)
+    for name in ("csra", "q2l", "cprfl", "asl"):
+        ms = [timed({"": head_step(name, K)}, 5)[""] for K in sizes]
+        print(f"  {name:6}", *(f"{K}: {one:.1f}" for K, one in zip(sizes, ms)))
+    print("Index of a csv with 20 labels: seconds to load, MiB held, MiB of a worker's copy")
+    for count in (10 ** 4, 10 ** 5, 10 ** 6):
+        with tempfile.TemporaryDirectory() as folder:
+            with open(f"{folder}/train.csv", "w") as file:
+                file.write("image," + ",".join(f"label {k}" for k in range(20)) + "\n")
+                rows = [",".join("01"[(i + k) % 7 == 0] for k in range(20)) for i in range(7)]
+                file.writelines(f"folder/{i:08}.jpg,{rows[i % 7]}\n" for i in range(count))
+            start = time.perf_counter()
+            index = data.load("csv", folder, check=False)
+            seconds = time.perf_counter() - start
+            held = (index.targets.nbytes + index.paths.nbytes
+                    + sum(len(path) for path in index.paths if len(path) > 15)) / 2 ** 20
+            reader, writer = os.pipe()
+            if not (pid := os.fork()):  # a worker reads each entry once: what it copies is its own
+                before = private_memory()
+                for i in range(count):
+                    index.paths[i], index.targets[i]
+                os.write(writer, str(private_memory() - before).encode())
+                os._exit(0)
+            os.waitpid(pid, 0)
+            print(f"  {count:8}: {seconds:6.2f} s, {held:.1f} MiB, worker "
+                  f"{int(os.read(reader, 99)) / 1024:.1f} MiB")
+
+
+def private_memory():
+    """KiB of memory that this process shares with no other."""
+    with open("/proc/self/smaps_rollup") as file:
+        return sum(int(line.split()[1]) for line in file if line.startswith("Private"))
+
+
 if __name__ == "__main__":
     parser = argparse.ArgumentParser(description=__doc__.split("\n")[0])
     parser.add_argument("--images", help="folder of JPEG pictures")
+    parser.add_argument("--only", help="some of loss,heads,steps,growth,input")
+    parser.add_argument("--compile", action="store_true", help="steps: the models compiled")
     args = parser.parse_args()
     print(f"torch {torch.__version__}, {torch.get_num_threads()} threads")
-    loss_speed()
-    heads_speed()
-    input_speed(args.images)
+    parts = {"loss": loss_speed, "heads": heads_speed, "steps": partial(step_speed, args.compile),
+             "growth": growth, "input": partial(input_speed, args.images)}
+    for name in (args.only or ",".join(parts)).split(","):
+        parts[name]()

@@ -226,7 +226,7 @@ def test_normalize_and_transforms():
     torch.testing.assert_close(data.normalize(images, "cpu", mean, std), plain)
     grey = torch.full((3, 40, 60), 7, dtype=torch.uint8)
     cut = (data.Cutout()(grey) != 7).any(0)
-    assert 0 < cut.sum() <= 20 * 30 and (grey == 7).all()
+    assert 0 < cut.sum() <= 20 * 30
     with pytest.raises(InputError, match="crop, flip, cutout, randaugment"):
         data.transform(32, ("mixup",))
 
