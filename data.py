@@ -11,12 +11,10 @@ Run: python data.py --data NAME --root DIR [--verify]    the table that one want
 """
 import argparse
 import csv
-import hashlib
 import json
 import os
 import re
 import sys
-import urllib.request
 from concurrent.futures import ThreadPoolExecutor
 from contextlib import contextmanager
 from dataclasses import dataclass
@@ -488,11 +486,8 @@ def fetch(name, root):
             kind, folder = name.split("-")[0], root / "longtail"
             folder.mkdir(parents=True, exist_ok=True)
             for file in (f"{kind}_labels.txt", f"{kind}_lt_train.txt", f"{kind}_lt_test.txt"):
-                with urllib.request.urlopen(f"{LISTS}/{kind}/{file}", timeout=60) as answer:
-                    content = answer.read()
-                if hashlib.sha256(content).hexdigest() != SHA256[file]:
-                    raise ValueError(f"{file} is not the published one (sha256)")
-                (folder / file).write_bytes(content)
+                torch.hub.download_url_to_file(f"{LISTS}/{kind}/{file}", str(folder / file),
+                                               SHA256[file], progress=False)
         else:
             raise ValueError("--download fetches voc2007, voc2012 and the lists of coco-lt, voc-lt")
 

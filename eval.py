@@ -163,16 +163,32 @@ def start_processes():
         dist.init_process_group("cpu:gloo,cuda:nccl" if torch.cuda.is_available() else "gloo")
 
 
+def pick_workers(device):
+    """Loading processes for each process of the run."""
+    cores = os.cpu_count() // int(os.environ.get("LOCAL_WORLD_SIZE", "1"))
+    return min(8, cores if device.type == "cuda" else cores // 2)
+
+
+def with_progress(batches):
+    """The batches; every ten seconds a line about what is left."""
+    begin = told = time.time()
+    for step, batch in enumerate(batches, 1):
+        yield batch
+        now = time.time()
+        if now - told > 10 and process()[0] == 0:
+            told, rate = now, step / (now - begin)
+            print(f"{step} of {len(batches)} batches, {rate * len(batch.images):.0f} pictures/s, "
+                  f"{(len(batches) - step) / rate:.0f} s left", file=sys.stderr)
+
+
 @torch.inference_mode()
 def predict(model, batches, device, dtype, mean, std, flip=False, skip_bad=0):
     """Probabilities float64 (N, K) and the indices (N,) of their samples, in ascending order, from
     all processes. `flip`: mean with the mirrored picture. More than `skip_bad` unreadable pictures
     are an error."""
     model.eval()
-    logits, index, bad, begin = [], [], [], time.time()
-    rank, world = process()
-    told, total = begin, len(batches)
-    for step, batch in enumerate(batches, 1):
+    logits, index, bad = [], [], []
+    for batch in with_progress(batches):
         bad += batch.bad
         if len(bad) > skip_bad:
             raise InputError(bad[0])
@@ -184,17 +200,12 @@ def predict(model, batches, device, dtype, mean, std, flip=False, skip_bad=0):
             if len(images):  # the logits stay on the device: no wait before the end
                 logits.append(torch.stack([model(view) for view in views]).movedim(0, -1))
                 index.append(batch.index)
-        if time.time() - told > 10 and rank == 0:
-            told = time.time()
-            print(f"{step} of {total} batches, {world * len(images) * step / (told - begin):.0f} "
-                  f"pictures/s, {(told - begin) / step * (total - step):.0f} s left",
-                  file=sys.stderr)
     if not index:
         raise InputError("none of the pictures can be read" if bad else "no pictures")
     # In float32, logits above 17 would tie.
     scores = torch.cat(logits).cpu().double().sigmoid().mean(-1).numpy()
     index = torch.cat(index).numpy()
-    if world > 1:
+    if (world := process()[1]) > 1:
         parts = [None] * world
         dist.all_gather_object(parts, (scores, index))
         scores, index = (np.concatenate(part) for part in zip(*parts))
@@ -291,7 +302,8 @@ def enlarge(maps, height, width, offset):
 
 def attention_batches(model, data, settings, size, device):
     """(index, probabilities (K,), maps (..., K, H, W)) of every picture."""
-    for batch in loader(data, size, settings["batch_size"], workers=settings["workers"]):
+    for batch in with_progress(loader(data, size, settings["batch_size"],
+                                      workers=settings["workers"])):
         if batch.bad:
             raise InputError(batch.bad[0])
         with torch.inference_mode():
@@ -389,6 +401,7 @@ def arguments(argv):
     parser.add_argument("--data", choices=SETS, help="default: the one trained on")
     parser.add_argument("--root", help="default: the one trained on")
     parser.add_argument("--split", default="test", choices=("train", "test"))
+    parser.add_argument("--workers", type=int, help="loading processes; default: by the device")
     parser.add_argument("--limit", type=int, help="first N pictures")
     parser.add_argument("--skip-bad", type=int, default=0, help="leave out up to N unreadable ones")
     parser.add_argument("--ap", default=KINDS[0], choices=KINDS, help="definition of AP")
@@ -460,7 +473,8 @@ def main(argv=None):
         model, settings, classes, counts, weights = open_model(args, flags)
         name, root = args.data or settings["data"], args.root or settings["root"]
         device = pick_device()
-        dtype, settings["workers"] = pick_dtype(settings["amp"], device), max(settings["workers"], 0)
+        dtype = pick_dtype(settings["amp"], device)
+        settings["workers"] = pick_workers(device) if args.workers is None else args.workers
         sizes = args.sizes or [settings["image_size"]]
         model = model.to(device, memory_format=torch.channels_last)
         if args.residual is not None:

@@ -51,6 +51,7 @@ from eval import (
     metrics,
     pick_device,
     pick_dtype,
+    pick_workers,
     predict,
     read_checkpoint,
     start_processes,
@@ -195,8 +196,7 @@ def train(method, settings):
     s, device, (rank, world) = settings, pick_device(), process()
     dtype = pick_dtype(s["amp"], device)
     if s["workers"] < 0:
-        cores = os.cpu_count() // int(os.environ.get("LOCAL_WORLD_SIZE", "1"))
-        s["workers"] = min(8, cores if device.type == "cuda" else cores // 2)
+        s["workers"] = pick_workers(device)
     parts = s["accumulate"]
     if s["batch_size"] % (world * parts):
         raise InputError(f"--batch-size {s['batch_size']} must be a multiple of {world} processes "

@@ -174,7 +174,8 @@ def test_nuswide_csv(tmp_path):
     def check(found):
         rows = csv.DictReader(io.StringIO(file.read_bytes().decode("utf-8-sig"), newline=""))
         rows = [row for row in rows if row["split_name"] == "train"
-                and row["filepath"][-1:] != "/" and os.path.exists(f"{tmp_path}/{row['filepath']}")]
+                and os.path.basename(row["filepath"])
+                and os.path.exists(f"{tmp_path}/{row['filepath']}")]
         for row, path, target in zip(rows, found.paths, found.targets, strict=True):
             assert path == f"{tmp_path}/{row['filepath']}"
             assert all(found.classes[k] in row["label"] for k in np.flatnonzero(target))
