@@ -14,6 +14,7 @@ import csv
 import json
 import os
 import re
+import signal
 import sys
 from concurrent.futures import ThreadPoolExecutor
 from contextlib import contextmanager
@@ -589,6 +590,12 @@ def collate(samples):
                  torch.tensor(index)[:len(good)], [s[0] for s in samples if isinstance(s[0], str)])
 
 
+def leave_signals(worker):
+    """A signal to the whole group is the main process's business: it ends the step and the workers."""
+    for number in (signal.SIGTERM, signal.SIGINT):
+        signal.signal(number, signal.SIG_IGN)
+
+
 def process():
     """Number of this process and of all processes of a distributed run; 0, 1 without."""
     on = dist.is_available() and dist.is_initialized()
@@ -606,7 +613,7 @@ def loader(data, image_size, batch_size, augment=(), train=0, seed=0, workers=0,
     order = Order(len(data), whole or len(data), bool(train), seed, rank, world)
     return torch.utils.data.DataLoader(
         samples, batch_size // world, sampler=order, collate_fn=collate, num_workers=workers,
-        persistent_workers=workers > 0, pin_memory=pin,
+        worker_init_fn=leave_signals, persistent_workers=workers > 0, pin_memory=pin,
         generator=torch.Generator())  # its own: the global random state is the training loop's
 
 

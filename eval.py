@@ -236,7 +236,7 @@ def read_checkpoint(path):
 
 def open_model(args, flags):
     """The model with its weights; the settings it was made with; its classes; training pictures per
-    class, where known; which weights these are."""
+    class, where known; which weights these are; view_offset, where maps are asked for."""
     if args.checkpoint:
         checkpoint = read_checkpoint(args.checkpoint)
         settings, weights = checkpoint["settings"], "ema" if checkpoint["ema"] else "model"
@@ -252,13 +252,15 @@ def open_model(args, flags):
     settings = settings | {"pretrained": False}
     if "text_features" in state:  # CPRFL's: kept with the weights, so that none need be fetched
         settings["text_features"] = state["text_features"]
-    model = build_model(method, settings, classes)
+    model, offset = build_model(method, settings, classes), None
+    if args.heatmaps or args.pointing:
+        offset = view_offset(model, settings["image_size"])
     try:
         model.load_state_dict(state)
     except RuntimeError as error:
         raise InputError(f"{args.checkpoint or args.official} doesn't fit the model: "
                          f"{str(error)[:600]}\nDo --backbone, --image-size and so on?") from error
-    return model, settings, classes, counts, weights
+    return model, settings, classes, counts, weights, offset
 
 
 def set_size(model, size):
@@ -281,14 +283,15 @@ def add_residual(model, lam):
         raise InputError("--residual needs a pooled linear classifier: asl.py's, or csra --lam 0")
 
 
-def view_offset(model, size, device):
+def view_offset(model, size):
     """How far the centre of what a cell of the map sees lies from the cell's own centre, (x, y) in
-    fractions of the picture. Strides and paddings of a ResNet shift it by up to half a cell."""
-    images = torch.rand(1, 3, size, size, generator=torch.Generator().manual_seed(0)).to(device)
+    fractions of the picture: strides and paddings of a ResNet shift it by up to half a cell. Taken
+    from the gradient of the untrained model; a trained one's varies with the picture."""
+    images = torch.rand(8, 3, size, size, generator=torch.Generator().manual_seed(0))
     x = model.eval().features(images.requires_grad_())
     H, W = x.shape[-2:]
-    centre = x[..., (H - 1) // 2:H // 2 + 1, (W - 1) // 2:W // 2 + 1].float().abs().sum()
-    seen = torch.autograd.grad(centre, images)[0].abs().sum((0, 1)).cpu()  # (size, size)
+    centre = x[..., (H - 1) // 2:H // 2 + 1, (W - 1) // 2:W // 2 + 1].abs().sum()
+    seen = torch.autograd.grad(centre, images)[0].abs().sum((0, 1))  # (size, size)
     place = (torch.arange(size) + 0.5) / size - 0.5
     return [((seen.sum(axis) * place).sum() / seen.sum()).item() for axis in (0, 1)]
 
@@ -457,6 +460,7 @@ def table(title, result, classes, kind, threshold, split):
 def main(argv=None):
     args, flags = arguments(argv)
     start_processes()
+    torch.manual_seed(0)
     first, tuned, extra = process()[0] == 0, "", {}
     if args.from_scores:
         with reading(args.from_scores, "needs scores (N, K) in [0, 1], targets (N, K), classes"), \
@@ -470,7 +474,7 @@ def main(argv=None):
             paths = file.get("paths", np.arange(len(scores)).astype(str))
         threshold = read_threshold(args.threshold, classes)
     else:
-        model, settings, classes, counts, weights = open_model(args, flags)
+        model, settings, classes, counts, weights, offset = open_model(args, flags)
         name, root = args.data or settings["data"], args.root or settings["root"]
         device = pick_device()
         dtype = pick_dtype(settings["amp"], device)
@@ -518,7 +522,6 @@ def main(argv=None):
             data = split_of("server" if args.voc_server else args.split)
         if args.heatmaps or args.pointing:
             set_size(model, sizes[0])
-            offset = view_offset(model, sizes[0], device)
         if args.heatmaps:
             draw_heatmaps(Path(args.heatmaps), attention_batches(
                 model, data, settings, sizes[0], device), data, offset, threshold, args.each_head)

@@ -201,6 +201,8 @@ def train(method, settings):
     if s["batch_size"] % (world * parts):
         raise InputError(f"--batch-size {s['batch_size']} must be a multiple of {world} processes "
                          f"times --accumulate {parts}")
+    if world > 1 and s["download"]:
+        raise InputError("--download: by one process, python data.py --download, before")
     out = Path(s["out"] or f"runs/{s['model']}-{s['data']}-{time.strftime('%Y%m%d-%H%M%S')}")
     s["out"], last = str(out), out / "last.pt"
     if last.is_file() and not s["resume"]:
@@ -228,6 +230,8 @@ def train(method, settings):
     if s["grad_checkpointing"]:
         model.backbone.set_grad_checkpointing()
     if s["sync_bn"]:
+        if device.type != "cuda":
+            raise InputError("--sync-bn is for several GPUs")
         model = timm.layers.convert_sync_batchnorm(model)
     model = model.to(device, memory_format=torch.channels_last)
     groups = method.param_groups(model, s["lr"], s["weight_decay"])
@@ -262,7 +266,8 @@ def train(method, settings):
          f"test pictures, {len(classes)} classes; {world} x {device}, autocast {dtype}; to {out}")
     tell(*(f"{name}={value}" for name, value in s.items()))
     with reading(out, "choose another --out"):
-        out.mkdir(parents=True, exist_ok=True)
+        if rank == 0:
+            out.mkdir(parents=True, exist_ok=True)
         log = (out / "log.jsonl" if rank == 0 else Path(os.devnull)).open("w")
     record = [{"settings": s, "torch": torch.__version__, "device": str(device),
                "autocast": str(dtype), "processes": world}, *history]

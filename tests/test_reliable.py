@@ -178,11 +178,11 @@ def test_killed_while_it_writes(tmp_path, whole):
 @pytest.mark.parametrize("number", [signal.SIGTERM, signal.SIGINT])
 def test_a_signal_ends_the_step_saves_and_says_so(tmp_path, whole, number):
     out = tmp_path / "run"
-    task = started("train.py", *long(0), "--workers", 2, "--out", out)
+    task = started("train.py", *long(0), "--workers", 2, "--out", out, start_new_session=True)
     for line in task.stdout:
         if line.startswith("epoch 1, test"):
             break
-    task.send_signal(number)
+    os.killpg(task.pid, number)  # as schedulers and terminals do: to the workers too
     text = task.communicate(timeout=100)[0]
     assert task.returncode == 128 + number, text
     finished("train.py", *long(), "--out", out, "--resume")

@@ -1,0 +1,58 @@
+"""README says what is so: lines of equations, sizes, examples, flags, pictures."""
+import re
+import shutil
+import subprocess
+import sys
+
+import pytest
+from conftest import HERE, run
+
+ROOT = HERE.parent
+README = (ROOT / "README.md").read_text("utf-8")
+EXAMPLES = re.findall(r"```python\n(.*?)```", README, re.DOTALL)
+
+
+def test_equations_are_on_the_lines_that_the_table_names():
+    rows = re.findall(r"^\|.*`([^`]+)` \| (\w+\.py):(\d+) \|$", README, re.MULTILINE)
+    assert len(rows) == 20
+    for code, file, number in rows:
+        lines = (ROOT / file).read_text("utf-8").splitlines()
+        at = [i for i, line in enumerate(lines, 1) if code in line]
+        assert int(number) in at, f"{file}: {code} is on line {at}"
+
+
+def test_sizes():
+    rows = re.findall(r"^\| `(\w+\.py)` \| (\d+) \|", README, re.MULTILINE)
+    assert len(rows) == 4
+    for file, lines in rows:
+        assert int(lines) == len((ROOT / file).read_text("utf-8").splitlines()), file
+
+
+@pytest.mark.parametrize("code", EXAMPLES, ids=[re.search(r"from (\w+) ", code)[1]
+                                                for code in EXAMPLES])
+def test_a_file_alone_does_what_its_example_says(code, tmp_path):
+    name = re.search(r"from (csra|q2l|cprfl|asl) import", code)[1]
+    shutil.copy(ROOT / f"{name}.py", tmp_path)
+    shapes = re.findall(r"(\w+) = .*# .*?(\(\d+(?:, \d+)+\))", code)
+    checks = "".join(f"\nassert {what}.shape == {shape}, {what}.shape" for what, shape in shapes)
+    done = subprocess.run([sys.executable, "-c", code + checks], cwd=tmp_path, text=True,
+                          capture_output=True, check=False)
+    assert done.returncode == 0, done.stderr
+
+
+def test_commands_and_pictures_exist():
+    """Flags of the commands in README are flags of the programs; linked files are there."""
+    texts = {"eval.py": run("eval.py", "--help"), "data.py": run("data.py", "--help")}
+    for model in ("csra", "q2l", "cprfl", "asl"):
+        texts[f"{model}.py"] = texts[f"train.py --model {model}"] = run(f"{model}.py", "--help")
+    commands = re.findall(r"(?:python|torchrun \S+) ((?:train|eval|data|csra|q2l|cprfl|asl)\.py"
+                          r"(?: --model \w+)?)([^`\n]*)", README)
+    assert len(commands) > 20
+    for program, flags in commands:
+        text = texts["eval.py" if program.startswith("eval") else program]
+        if "--official" in flags:
+            flags = flags.replace("--root", "")
+        for flag in re.findall(r"--[a-z][a-z-]+", flags):
+            assert flag in text, f"{program} {flag}"
+    for picture in re.findall(r"\]\((tests/[^)]+)\)", README):
+        assert (ROOT / picture).is_file(), picture
