@@ -304,11 +304,10 @@ def enlarge(maps, height, width, offset):
 
 
 def attention_batches(model, data, settings, size, device):
-    """(index, probabilities (K,), maps (..., K, H, W)) of every picture."""
+    """(index, probabilities (K,), maps (..., K, H, W)) of every picture that can be read."""
+    set_size(model, size)
     for batch in with_progress(loader(data, size, settings["batch_size"],
                                       workers=settings["workers"])):
-        if batch.bad:
-            raise InputError(batch.bad[0])
         with torch.inference_mode():
             images = normalize(batch.images, device, settings["mean"], settings["std"])
             logits, maps = model.attention(images)
@@ -436,6 +435,8 @@ def arguments(argv):
         parser.error(f"only with --official: {args.model or ''} {' '.join(flags)}")
     if args.tune_threshold == args.split:
         parser.error(f"--tune-threshold {args.split}: that is the split reported; tune on another")
+    if args.heatmaps and args.pointing:
+        parser.error("--heatmaps and --pointing: one at a time")
     if args.from_scores and (args.tune_threshold or args.predict or args.pointing or args.heatmaps):
         parser.error("--from-scores has no model: only --ap, --threshold, --out, --voc-server")
     return args, flags
@@ -460,8 +461,10 @@ def table(title, result, classes, kind, threshold, split):
 def main(argv=None):
     args, flags = arguments(argv)
     start_processes()
-    torch.manual_seed(0)
-    first, tuned, extra = process()[0] == 0, "", {}
+    torch.manual_seed(0)  # for view_offset
+    (rank, world), tuned, extra = process(), "", {}
+    if world > 1 and (args.predict or args.heatmaps or args.pointing):
+        raise InputError("--predict, --heatmaps and --pointing run in one process")
     if args.from_scores:
         with reading(args.from_scores, "needs scores (N, K) in [0, 1], targets (N, K), classes"), \
                 np.load(args.from_scores) as file:
@@ -512,7 +515,7 @@ def main(argv=None):
                 if args.per_class else best_threshold(scores.ravel(), targets.ravel())
             file = Path(args.checkpoint or args.official).with_suffix(".thresholds.json")
             value = dict(zip(classes, threshold.tolist())) if args.per_class else threshold
-            if first:
+            if rank == 0:
                 file.write_text(json.dumps({"data": name, "split": tuned, "threshold": value}))
                 print(f"threshold tuned on {tuned}, in {file}")
         if args.predict:
@@ -520,12 +523,11 @@ def main(argv=None):
             data = Dataset(classes, paths, np.zeros((len(paths), len(classes)), np.int8))
         else:
             data = split_of("server" if args.voc_server else args.split)
-        if args.heatmaps or args.pointing:
-            set_size(model, sizes[0])
-        if args.heatmaps:
-            draw_heatmaps(Path(args.heatmaps), attention_batches(
-                model, data, settings, sizes[0], device), data, offset, threshold, args.each_head)
         scores, index = scores_of(data, len(data) if args.predict else args.skip_bad)
+        attention = attention_batches(model, data.subset(index), settings, sizes[0], device)
+        if args.heatmaps:
+            draw_heatmaps(Path(args.heatmaps), attention, data.subset(index), offset, threshold,
+                          args.each_head)
         if args.predict:
             for i, row in zip(index, scores.round(4)):
                 labels = {classes[k]: float(row[k]) for k in np.argsort(-row)
@@ -535,12 +537,11 @@ def main(argv=None):
             return int(len(index) < len(data))
         targets, paths = data.targets[index], data.paths[index]
         if args.pointing:
-            extra = pointing(attention_batches(model, data, settings, sizes[0], device),
-                             boxes(name, root, args.split, data.paths), offset, data.targets)
+            extra = pointing(attention, boxes(name, root, args.split, paths), offset, targets)
         title = (f"{settings['model']} on {name} {args.split}: {len(scores)} pictures, {weights} "
                  f"weights, image size {'+'.join(map(str, sizes))}{' and mirrored' * args.flip}"
                  + (f", residual {args.residual}" if args.residual is not None else ""))
-    if not first:
+    if rank:
         return 0
     if args.scores:
         more = {} if counts is None else {"counts": counts}

@@ -197,7 +197,7 @@ def head_speed(name, ways, inputs, module):
     """Forward + backward of both ways in training mode: ms, peak MiB; how far they are apart."""
     leaves = [*inputs, *module.parameters()]
     calls = {key: backward(partial(way, *inputs), leaves) for key, way in ways.items()}
-    ms = timed(calls, 12)
+    ms = timed(calls, 3)
     peak = {key: peak_memory(call, leaves) for key, call in calls.items()}
     module.double().eval()  # without dropout and rounding the ways must agree: on one picture
     inputs = [x.detach()[slice(1 if i == 0 else None)].double().requires_grad_()
@@ -389,7 +389,7 @@ def growth():
     print("\nHeads at 256 wide, 7 x 7 cells, batch 8: ms forward + backward by number of labels")
     sizes = (20, 80, 500, 5000)
     for name in ("csra", "q2l", "cprfl", "asl"):
-        ms = [timed({"": head_step(name, K)}, 5)[""] for K in sizes]
+        ms = [timed({"": head_step(name, K)}, 3)[""] for K in sizes]
         print(f"  {name:6}", *(f"{K}: {one:.1f}" for K, one in zip(sizes, ms)))
     print("Index of a csv with 20 labels: seconds to load, MiB held, MiB of a worker's copy")
     for count in (10 ** 4, 10 ** 5, 10 ** 6):

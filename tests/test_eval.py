@@ -233,7 +233,9 @@ def test_predict_names_labels_and_skips_bad_pictures(checkpoint, tmp_path):
         assert line["labels"] == pytest.approx(expected, abs=1e-3)
     (tmp_path / "pictures/bad.jpg").write_bytes(b"no picture")
     text = run("eval.py", "--checkpoint", file, "--predict", tmp_path / "pictures/a.png",
-               tmp_path / "pictures/bad.jpg", "--threshold", 0.1, ok=False)
+               tmp_path / "pictures/bad.jpg", "--threshold", 0.1, "--heatmaps", tmp_path / "maps",
+               ok=False)
+    assert [file.name for file in (tmp_path / "maps").iterdir()] == ["00000-a.png"]
     assert "pictures/a.png: " in text and "left out" in text and "bad.jpg" in text
     assert "red circle 0.5" in text and "Traceback" not in text
 
