@@ -353,7 +353,8 @@ def train(method, settings):
         result = metrics(scores, data["test"].targets[index], counts=counts)
         shown = {name: value for name, value in result.items() if name in SHOWN}
         history.append({"epoch": epoch + 1, "loss": sum(seen) / max(len(seen), 1), **shown,
-                        "lr": scheduler.get_last_lr()[0], "seconds": time.time() - begin})
+                        "lr": scheduler.get_last_lr()[0], "seconds": time.time() - begin,
+                        **({"left_out": sorted(bad)} if bad else {})})
         log.write(json.dumps(history[-1]) + "\n")
         log.flush()
         tell(f"epoch {epoch + 1}, test:", *(f"{name} {x:.2f}" for name, x in shown.items()))

@@ -193,11 +193,11 @@ def plain_interaction(layer, tokens, prompts):
     return z[:, tokens.shape[1]:]
 
 
-def head_speed(name, ways, inputs, module):
+def head_speed(name, ways, inputs, module, repeats):
     """Forward + backward of both ways in training mode: ms, peak MiB; how far they are apart."""
     leaves = [*inputs, *module.parameters()]
     calls = {key: backward(partial(way, *inputs), leaves) for key, way in ways.items()}
-    ms = timed(calls, 3)
+    ms = timed(calls, repeats)
     peak = {key: peak_memory(call, leaves) for key, call in calls.items()}
     module.double().eval()  # without dropout and rounding the ways must agree: on one picture
     inputs = [x.detach()[slice(1 if i == 0 else None)].double().requires_grad_()
@@ -217,12 +217,12 @@ def heads_speed():
     print("\nHeads at 2048 wide, 80 labels, 14 x 14 cells, forward + backward")
     head = q2l.Q2LHead(80, 2048, 8192, 4, 1, 2, False, 0.1).train()
     plain, x = PlainQ2L(head), torch.randn(4, 2048, 14, 14, requires_grad=True)
-    head_speed("Q2L, batch 4", {"plain": plain, "ours": lambda x: head(x)[0]}, [x], plain)
+    head_speed("Q2L, batch 4", {"plain": plain, "ours": lambda x: head(x)[0]}, [x], plain, 6)
     layer = cprfl.Interaction(2048, 8, 512, 2048, 0.1).train()
     inputs = [torch.randn(16, 196, 2048, requires_grad=True),
               torch.randn(80, 2048, requires_grad=True)]
     head_speed("CPRFL's interaction, batch 16",
-               {"plain": partial(plain_interaction, layer), "ours": layer}, inputs, layer)
+               {"plain": partial(plain_interaction, layer), "ours": layer}, inputs, layer, 2)
 
 
 class WrittenOutFrozenBatchNorm(torch.nn.Module):
@@ -316,7 +316,7 @@ def steps_of_all(compiled, features):
             peaks[way] = peak_memory(train_step, [])
         with FlopCounterMode(display=False) as counter:
             ways["ours"]()
-        ms = timed(ways, 7, 5 if gpu else 1)
+        ms = timed(ways, 5, 5 if gpu else 1)
         rate = {way: 1000 * s["batch_size"] / ms[way] for way in ways}
         share = 1000 * counter.get_total_flops() / ms["ours"] / best
         print(f"  {name:6} batch {s['batch_size']:3}  training: plain {rate['plain']:6.1f}  ours "
@@ -389,7 +389,7 @@ def growth():
     print("\nHeads at 256 wide, 7 x 7 cells, batch 8: ms forward + backward by number of labels")
     sizes = (20, 80, 500, 5000)
     for name in ("csra", "q2l", "cprfl", "asl"):
-        ms = [timed({"": head_step(name, K)}, 3)[""] for K in sizes]
+        ms = [timed({"": head_step(name, K)}, 2)[""] for K in sizes]
         print(f"  {name:6}", *(f"{K}: {one:.1f}" for K, one in zip(sizes, ms)))
     print("Index of a csv with 20 labels: seconds to load, MiB held, MiB of a worker's copy")
     for count in (10 ** 4, 10 ** 5, 10 ** 6):

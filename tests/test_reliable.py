@@ -232,7 +232,8 @@ def test_skip_bad_counts_lists_and_trains_on_the_rest(tmp_path, capsys):
     train.main([*flags, "--skip-bad", "1", "--out", str(tmp_path / "run")])
     text = capsys.readouterr().out
     assert "left out so far: 1 unreadable" in text and "3.png" in text
-    assert log(tmp_path / "run")[-1]["mAP"] > 0
+    lines = log(tmp_path / "run")
+    assert lines[-1]["mAP"] > 0 and "3.png" in lines[1]["left_out"][0]
 
 
 def test_dead_workers_and_full_memory_name_the_setting(tmp_path, monkeypatch, capsys):
