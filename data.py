@@ -520,7 +520,10 @@ class Cutout(torch.nn.Module):
 
 
 class RandAugment(transforms.RandAugment):
-    """torchvision's, by way of Pillow, whose operations are several times as fast as a tensor's."""
+    """torchvision's, by way of Pillow, whose operations are several times as fast as a tensor's; its
+    table of magnitudes is made once, not for each operation."""
+
+    _augmentation_space = cache(transforms.RandAugment._augmentation_space)
 
     def forward(self, picture):
         image = super().forward(Image.fromarray(picture.permute(1, 2, 0).numpy()))

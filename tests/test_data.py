@@ -231,6 +231,16 @@ def test_normalize_and_transforms():
         data.transform(32, ("mixup",))
 
 
+def test_randaugment_is_torchvisions():
+    picture = load("scenes").picture(0)
+    for seed in range(40):
+        torch.manual_seed(seed)
+        found = data.RandAugment()(picture)
+        torch.manual_seed(seed)
+        plain = data.transforms.RandAugment()(Image.fromarray(picture.permute(1, 2, 0).numpy()))
+        assert np.array_equal(found.permute(1, 2, 0), plain)
+
+
 def test_the_index_is_no_python_objects(tmp_path):
     (tmp_path / "train.csv").write_text(
         "image,x\n" + "".join(f"some/longer/folder/{i:06}.jpg,1\n" for i in range(20000)))
