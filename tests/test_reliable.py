@@ -98,6 +98,9 @@ def test_sharded_evaluation_is_exact(tmp_path):
                   tmp_path / f"{count}.json", "--scores", tmp_path / f"{count}.npz")
         tables.append(json.loads((tmp_path / f"{count}.json").read_text()))
     assert tables[0] == tables[1] == tables[2] and tables[0]["pictures"] == 21
+    one, three = (np.load(tmp_path / f"{count}.npz") for count in (1, 3))
+    assert [*one["paths"]] == [*three["paths"]] == [*data.load("csv", FLAGS[5], "test").paths]
+    np.testing.assert_allclose(one["scores"], three["scores"], atol=1e-6)
 
 
 def test_batches_that_do_not_divide(tmp_path):
@@ -178,13 +181,19 @@ def test_killed_while_it_writes(tmp_path, whole):
 @pytest.mark.parametrize("number", [signal.SIGTERM, signal.SIGINT])
 def test_a_signal_ends_the_step_saves_and_says_so(tmp_path, whole, number):
     out = tmp_path / "run"
-    task = started("train.py", *long(0), "--workers", 2, "--out", out, start_new_session=True)
-    for line in task.stdout:
-        if line.startswith("epoch 1, test"):
-            break
-    os.killpg(task.pid, number)  # as schedulers and terminals do: to the workers too
+    code = ("import os, train\n"
+            "plain, calls = train.normalize, []\n"
+            "def sixth(*inputs):\n"  # in step 2 of epoch 2
+            "    calls.append(1)\n"
+            "    if len(calls) == 6:\n"  # as schedulers and terminals do: to the workers too
+            f"        os.killpg(0, {int(number)})\n"
+            "    return plain(*inputs)\n"
+            "train.normalize = sixth\n"
+            "train.main()")
+    task = started("-c", code, *long(0), "--workers", 2, "--out", out, start_new_session=True)
     text = task.communicate(timeout=100)[0]
-    assert task.returncode == 128 + number, text
+    state = torch.load(out / "last.pt")
+    assert (state["epoch"], state["step"], task.returncode) == (1, 2, 128 + number), text
     finished("train.py", *long(), "--out", out, "--resume")
     same(torch.load(out / "last.pt"), whole)
 

@@ -66,6 +66,15 @@ def test_resume_goes_on_bit_for_bit(tmp_path, model, ema, monkeypatch):
     assert log(tmp_path / "cut")[-1]["weights"] == ("ema" if ema else "raw")
 
 
+def test_each_step_draws_its_own_random_numbers(tmp_path, monkeypatch):
+    seeds, plain = [], torch.manual_seed
+    monkeypatch.setattr(torch, "manual_seed", lambda seed: seeds.append(seed) or plain(seed))
+    for seed in "01":
+        train.main(["--model", "csra", *map(str, QUICK), "--epochs", "2", "--seed", seed, "--out",
+                    str(tmp_path / seed)])
+    assert len(set(seeds)) == len(seeds) == 2 * (1 + 2 * 4)  # the model's, then two epochs' steps
+
+
 def test_a_loss_that_is_not_finite_stops_the_run(tmp_path, capsys, monkeypatch):
     loss, calls = csra.loss, []
 
