@@ -594,9 +594,10 @@ def collate(samples):
 
 
 def leave_signals(worker):
-    """A signal to the whole group is the main process's business: it ends the step and the workers."""
-    for number in (signal.SIGTERM, signal.SIGINT):
-        signal.signal(number, signal.SIG_IGN)
+    """A signal to the whole group is the main process's business: it has 10 s to end its step and the
+    workers, which must not outlive it either."""
+    signal.signal(signal.SIGINT, signal.SIG_IGN)
+    signal.signal(signal.SIGTERM, lambda *_: signal.alarm(10))
 
 
 def process():

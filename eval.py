@@ -320,6 +320,8 @@ def pointing(attention, found, offset, targets):
     hits = {"pointing": [], "pointing_small": []}
     for i, _, maps in attention:
         present = np.flatnonzero(targets[i] == 1)
+        if not len(present):
+            continue
         maps = maps.flatten(0, -4).mean(0)[present] if maps.ndim > 3 else maps[present]
         side = 8 * maps.shape[-1]
         for k, best in zip(present, enlarge(maps, side, side, offset).flatten(1).argmax(1)):

@@ -271,7 +271,8 @@ def test_pointing_game():
     maps[:, 0, 1, 2], maps[:, 1, 3, 3], maps[:, 2, 0, 0] = 1, 1, 1
     inside, outside = (0.5, 0.25, 0.75, 0.5), (0.0, 0.5, 0.2, 0.9)
     found = [[(0, *outside, False), (0, *inside, True), (1, *inside, True), (1, *outside, True)]]
-    result = evaluation.pointing([(0, None, maps)], found, (0, 0), np.array([[1, 1, 0]]))
+    result = evaluation.pointing([(0, None, maps), (1, None, maps)], [*found, []], (0, 0),
+                                 np.array([[1, 1, 0], [0, 0, 0]]))
     assert result == {"pointing": 50.0, "pointing_small": 0.0, "pointing_pairs": 2,
                       "pointing_small_pairs": 1}
     result = evaluation.pointing([(0, None, maps[0])], found, (-0.3, 0), np.array([[1, 0, 0]]))

@@ -209,6 +209,16 @@ def test_a_second_signal_ends_at_once(tmp_path):
     assert task.returncode == -signal.SIGTERM and time.time() - begin < 50
 
 
+def test_an_error_ends_the_workers_too(tmp_path):
+    code = ("import train\n"
+            "def broken(*_): raise ValueError('unforeseen')\n"
+            "train.normalize = broken\n"
+            "train.main()")
+    task = started("-c", code, *FLAGS, "--backbone", "test_resnet", "--workers", 2, "--out",
+                   tmp_path / "run")
+    assert "unforeseen" in task.communicate(timeout=60)[0] and task.returncode == 1
+
+
 def test_outputs_that_can_not_be_written(tmp_path, monkeypatch):
     (tmp_path / "file").write_text("")
     with pytest.raises(SystemExit, match="file/run.*choose another --out"):
