@@ -16,7 +16,6 @@ import os
 import re
 import signal
 import sys
-from concurrent.futures import ThreadPoolExecutor
 from contextlib import contextmanager
 from dataclasses import dataclass
 from functools import cache, partial
@@ -632,13 +631,6 @@ def normalize(images, device, mean, std):
     return images.sub_(channels(tuple(mean), device)).div_(channels(tuple(std), device))
 
 
-def problem(data, index):
-    try:
-        data.picture(index)
-    except InputError as error:
-        return str(error)
-
-
 def main(argv=None):
     parser = argparse.ArgumentParser(description=__doc__.split("\n")[0], allow_abbrev=False)
     parser.add_argument("--data", default="scenes", choices=SETS)
@@ -659,9 +651,9 @@ def main(argv=None):
         lost = missing(data)
         bad += [f"{data.paths[i]} is missing" for i in lost]
         if args.verify:
-            with ThreadPoolExecutor(os.cpu_count()) as pool:  # decoding runs outside Python's lock
-                rest = np.setdiff1d(np.arange(len(data)), lost)
-                bad += filter(None, pool.map(partial(problem, data), rest))
+            rest = data.subset(np.setdiff1d(np.arange(len(data)), lost))
+            for batch in loader(rest, 32, 64, workers=os.cpu_count()):
+                bad += batch.bad
     print(*bad, f"{len(bad)} pictures missing or unreadable", sep="\n")
     return int(bool(bad))
 
