@@ -103,7 +103,7 @@ def multi_hot(rows, count):
     """Label numbers of each picture -> int8 (N, count)."""
     targets = np.zeros((len(rows), count), np.int8)
     for i, numbers in enumerate(rows):
-        if not all(isinstance(n, int) and 0 <= n < count for n in numbers):
+        if not all(type(n) is int and 0 <= n < count for n in numbers):  # true is no 1
             raise ValueError(f"row {i + 1}: {numbers} are not label numbers below {count}")
         targets[i, list(numbers)] = 1
     return targets
@@ -404,13 +404,14 @@ def boxes(name, root, split, paths):
         raise InputError(f"{name} has no boxes: scenes, coco2014 and coco2017 have")
     content, row, column, data = read_coco(Path(root), split, name[4:])
     found = {path: [] for path in data.paths}
-    for annotation in content["annotations"]:
-        i = row[annotation["image_id"]]
-        width, height = content["images"][i]["width"], content["images"][i]["height"]
-        x, y, w, h = annotation["bbox"]
-        found[data.paths[i]].append((
-            column[annotation["category_id"]], x / width, y / height, (x + w) / width,
-            (y + h) / height, annotation["area"] < 32 ** 2))
+    with reading(f"{root}/annotations", "--pointing needs bbox, area, width and height of COCO"):
+        for annotation in content["annotations"]:
+            i = row[annotation["image_id"]]
+            width, height = content["images"][i]["width"], content["images"][i]["height"]
+            x, y, w, h = annotation["bbox"]
+            found[data.paths[i]].append((
+                column[annotation["category_id"]], x / width, y / height, (x + w) / width,
+                (y + h) / height, annotation["area"] < 32 ** 2))
     return [found[path] for path in paths]
 
 

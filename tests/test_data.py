@@ -370,7 +370,8 @@ def test_vg500(tmp_path):
     assert len(vg.classes) == 500 and np.flatnonzero(vg.targets[0]).tolist() == [0, 499]
     assert vg.targets[1].sum() == 0 and vg.picture(1).shape == (3, 40, 50)
     for text, message in (('{"1.jpg": [0]}', "no '2.jpg'"), ('{"1.jpg": [500], "2.jpg": []}', "500"),
-                          ('{"1.jpg": [-1], "2.jpg": []}', "row 1")):
+                          ('{"1.jpg": [-1], "2.jpg": []}', "row 1"),
+                          ('{"1.jpg": [true], "2.jpg": []}', "row 1")):
         (tmp_path / "vg_category_500_labels_index.json").write_text(text)
         with pytest.raises(InputError, match=message):
             load("vg500", tmp_path)
@@ -419,5 +420,9 @@ def test_boxes(tmp_path):
     paths = load("coco2017", tmp_path, "test", check=False).paths
     (box,), = data.boxes("coco2017", tmp_path, "test", paths)
     assert (box[0], box[-1]) == (1, True) and box[1:-1] == pytest.approx((0.1, 0.1, 0.3, 0.6))
+    content["annotations"][0].pop("area")
+    (tmp_path / "annotations/instances_val2017.json").write_text(json.dumps(content))
+    with pytest.raises(InputError, match="no 'area'.*--pointing"):
+        data.boxes("coco2017", tmp_path, "test", paths)
     with pytest.raises(InputError, match="no boxes"):
         data.boxes("csv", tmp_path, "test", paths)
