@@ -269,7 +269,7 @@ def load_voc(root, split, year, test):
 
 
 def read_coco(root, split, year):
-    """The annotations; column of each category id; row of each image id; the pictures' folder."""
+    """The annotations; row of each image id; column of each category id; the data set."""
     name = {"train": "train", "test": "val"}[split] + year
     file = root / "annotations" / f"instances_{name}.json"
     with reading(file, f"unpack http://images.cocodataset.org/zips/{name}.zip and /annotations/"
@@ -336,7 +336,7 @@ def load_nuswide(root, split):
             classes = sorted(set().union(*names))
             rows = [(row["filepath"], [classes.index(n) for n in label])
                     for row, label in zip(rows, names)
-                    if row["split_name"] == {"Train": "train", "Test": "val"}[part]]
+                    if row["split_name"] == {"train": "train", "test": "val"}[split]]
             paths = strings(f"{root}/{path}" for path, _ in rows)
             targets = multi_hot([label for _, label in rows], len(classes))
     else:

@@ -11,6 +11,7 @@ Run: python eval.py --checkpoint OUT/last.pt [--data NAME --root DIR --split tes
      python eval.py --checkpoint OUT/last.pt --predict PICTURE... [--heatmaps DIR]    labels
 """
 import argparse
+import copy
 import importlib
 import inspect
 import json
@@ -43,6 +44,15 @@ from data import (
 KINDS = ("all-points", "envelope", "11-point")
 
 
+def ranked(scores, targets):
+    """One class, (N,) each: what is judged, by descending score: scores, whether positive, and the
+    last place of each run of equal scores."""
+    judged = targets >= 0
+    order = np.argsort(-scores[judged])
+    s, y = scores[judged][order], targets[judged][order] == 1
+    return s, y, np.append(s[1:] != s[:-1], True).nonzero()[0]
+
+
 def average_precision(scores, targets, kind="all-points"):
     """AP per class in [0, 1], nan without positives. scores, targets (N, K); targets 1, 0, -1.
 
@@ -56,12 +66,9 @@ def average_precision(scores, targets, kind="all-points"):
         raise ValueError(f"scores {scores.shape}, targets {targets.shape}: must match, without nan")
     ap = np.full(scores.shape[1], np.nan)
     for k in range(scores.shape[1]):  # by class: its arrays stay in the cache
-        judged = targets[:, k] >= 0
-        order = np.argsort(-scores[judged, k])
-        s, y = scores[judged, k][order], targets[judged, k][order] == 1
+        _, y, last = ranked(scores[:, k], targets[:, k])
         if not y.any():
             continue
-        last = np.append(s[1:] != s[:-1], True).nonzero()[0]  # last of each run of equal scores
         tp = y.cumsum()[last]
         precision, new = tp / (last + 1), np.diff(tp, prepend=0)  # new: positives of this score
         if kind != "all-points":
@@ -109,12 +116,9 @@ def metrics(scores, targets, threshold=0.5, kind="all-points", counts=None):
 
 def best_threshold(scores, targets):
     """Of scores (N,), targets (N,): the threshold of the best F1, midway between two scores."""
-    judged = targets >= 0
-    order = np.argsort(-scores[judged])
-    s, y = scores[judged][order], targets[judged][order] == 1
+    s, y, last = ranked(scores, targets)
     if not y.any():
         return 0.5
-    last = np.append(s[1:] != s[:-1], True).nonzero()[0]  # last of each run of equal scores
     best = np.argmax(2 * y.cumsum()[last] / (last + 1 + y.sum()))  # F1 = 2 TP / (predicted + true)
     lower = s[last[best] + 1] if best + 1 < len(last) else -float(s[last[best]] == 0)
     middle = (s[last[best]] + lower) / 2
@@ -263,10 +267,13 @@ def open_model(args, flags):
     return model, settings, classes, counts, weights, offset
 
 
-def set_size(model, size):
-    """ViT and Swin resample their position embeddings; a ResNet takes any size."""
+def at_size(model, size):
+    """A copy for pictures of this size: ViT and Swin resample their position embeddings, each time
+    from the trained ones; a ResNet takes any size."""
+    model = copy.deepcopy(model)
     if hasattr(model.backbone, "set_input_size"):
         model.backbone.set_input_size((size, size))
+    return model
 
 
 def add_residual(model, lam):
@@ -305,7 +312,6 @@ def enlarge(maps, height, width, offset):
 
 def attention_batches(model, data, settings, size, device):
     """(index, probabilities (K,), maps (..., K, H, W)) of every picture that can be read."""
-    set_size(model, size)
     for batch in with_progress(loader(data, size, settings["batch_size"],
                                       workers=settings["workers"])):
         with torch.inference_mode():
@@ -485,14 +491,15 @@ def main(argv=None):
         dtype = pick_dtype(settings["amp"], device)
         settings["workers"] = pick_workers(device) if args.workers is None else args.workers
         sizes = args.sizes or [settings["image_size"]]
-        model = model.to(device, memory_format=torch.channels_last)
+        models = [at_size(model, size).to(device, memory_format=torch.channels_last)
+                  for size in sizes]
         if args.residual is not None:
-            add_residual(model, args.residual)
+            for model in models:
+                add_residual(model, args.residual)
 
         def scores_of(data, skip_bad):
             total = 0
-            for size in sizes:
-                set_size(model, size)
+            for size, model in zip(sizes, models):
                 batches = loader(data, size, settings["batch_size"], workers=settings["workers"],
                                  pin=device.type == "cuda")
                 scores, index = predict(model, batches, device, dtype, settings["mean"],
@@ -526,14 +533,14 @@ def main(argv=None):
         else:
             data = split_of("server" if args.voc_server else args.split)
         scores, index = scores_of(data, len(data) if args.predict else args.skip_bad)
-        attention = attention_batches(model, data.subset(index), settings, sizes[0], device)
+        attention = attention_batches(models[0], data.subset(index), settings, sizes[0], device)
         if args.heatmaps:
             draw_heatmaps(Path(args.heatmaps), attention, data.subset(index), offset, threshold,
                           args.each_head)
         if args.predict:
-            for i, row in zip(index, scores.round(4)):
-                labels = {classes[k]: float(row[k]) for k in np.argsort(-row)
-                          if row[k] > np.broadcast_to(threshold, len(classes))[k]}
+            scores = scores.round(4)
+            for i, row, above in zip(index, scores, scores > threshold):
+                labels = {classes[k]: float(row[k]) for k in np.argsort(-row) if above[k]}
                 print(json.dumps({"path": paths[i], "labels": labels}) if args.json else
                       f"{paths[i]}: " + ", ".join(f"{n} {v:.2f}" for n, v in labels.items()))
             return int(len(index) < len(data))

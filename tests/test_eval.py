@@ -332,6 +332,11 @@ def test_other_image_sizes_are_as_timm_converts_them(checkpoint, tmp_path, backb
     with torch.no_grad():
         expected = other(data.normalize(images, torch.device("cpu"), (0.5,) * 3, (0.25,) * 3))
     np.testing.assert_allclose(np.load(tmp_path / "s.npz")["scores"], expected.sigmoid(), atol=1e-5)
+    scores = []
+    for sizes in (size, trained, f"{size},{trained}"):  # back at the trained size, nothing is lost
+        call("--checkpoint", file, "--limit", 3, "--sizes", sizes, "--scores", tmp_path / "s.npz")
+        scores.append(np.load(tmp_path / "s.npz")["scores"])
+    np.testing.assert_allclose(scores[2], (scores[0] + scores[1]) / 2, atol=1e-9)
 
 
 def test_voc_server_files(checkpoint, tmp_path, monkeypatch):
