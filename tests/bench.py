@@ -102,7 +102,6 @@ def backward(way, leaves):
             x.grad = None
         out = way()
         out.backward(torch.ones_like(out))
-    call()  # warm-up: compilation, allocation
     return call
 
 
@@ -126,8 +125,10 @@ def loss_speed():
         y_float = y.float()
         ways = {"plain": partial(plain_asl, z, y_float), "compiled": partial(compiled, z, y),
                 "ours": partial(asl.asymmetric_loss, z, y)}
-        ms = timed({name: backward(way, [z]) for name, way in ways.items()}, 31,
-                   calls=max(16000 // shape[1], 1))
+        calls = {name: backward(way, [z]) for name, way in ways.items()}
+        for call in calls.values():
+            call()  # warm-up: compilation, allocation
+        ms = timed(calls, 31, calls=max(16000 // shape[1], 1))
         apart = (asl.asymmetric_loss(z, y) / plain_asl(z, y_float) - 1).abs().item()
         print(f"  {shape!s:12} plain {ms['plain']:7.2f}  ours {ms['ours']:7.2f}  ratio "
               f"{ms['plain'] / ms['ours']:.2f}  compiled {ms['compiled']:7.2f}  ratio "
@@ -197,8 +198,8 @@ def head_speed(name, ways, inputs, module, repeats):
     """Forward + backward of both ways in training mode: ms, peak MiB; how far they are apart."""
     leaves = [*inputs, *module.parameters()]
     calls = {key: backward(partial(way, *inputs), leaves) for key, way in ways.items()}
+    peak = {key: peak_memory(call, leaves) for key, call in calls.items()}  # and the warm-up
     ms = timed(calls, repeats)
-    peak = {key: peak_memory(call, leaves) for key, call in calls.items()}
     module.double().eval()  # without dropout and rounding the ways must agree: on one picture
     inputs = [x.detach()[slice(1 if i == 0 else None)].double().requires_grad_()
               for i, x in enumerate(inputs)]
@@ -217,7 +218,7 @@ def heads_speed():
     print("\nHeads at 2048 wide, 80 labels, 14 x 14 cells, forward + backward")
     head = q2l.Q2LHead(80, 2048, 8192, 4, 1, 2, False, 0.1).train()
     plain, x = PlainQ2L(head), torch.randn(4, 2048, 14, 14, requires_grad=True)
-    head_speed("Q2L, batch 4", {"plain": plain, "ours": lambda x: head(x)[0]}, [x], plain, 6)
+    head_speed("Q2L, batch 4", {"plain": plain, "ours": lambda x: head(x)[0]}, [x], plain, 4)
     layer = cprfl.Interaction(2048, 8, 512, 2048, 0.1).train()
     inputs = [torch.randn(16, 196, 2048, requires_grad=True),
               torch.randn(80, 2048, requires_grad=True)]
@@ -389,8 +390,12 @@ def growth():
     print("\nHeads at 256 wide, 7 x 7 cells, batch 8: ms forward + backward by number of labels")
     sizes = (20, 80, 500, 5000)
     for name in ("csra", "q2l", "cprfl", "asl"):
-        ms = [timed({"": head_step(name, K)}, 2)[""] for K in sizes]
-        print(f"  {name:6}", *(f"{K}: {one:.1f}" for K, one in zip(sizes, ms)))
+        ms = {}
+        for K in sizes:
+            call = head_step(name, K)
+            call()
+            ms[K] = timed({"": call}, max(1000 // K, 1))[""]
+        print(f"  {name:6}", *(f"{K}: {one:.1f}" for K, one in ms.items()))
     print("Index of a csv with 20 labels: seconds to load, MiB held, MiB of a worker's copy")
     for count in (10 ** 4, 10 ** 5, 10 ** 6):
         with tempfile.TemporaryDirectory() as folder:
