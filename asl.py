@@ -114,15 +114,18 @@ def loss_by_name(name, class_freq, num_images, data):
 
 
 class Baseline(nn.Module):
-    """Backbone, global average pooling, one linear layer; made by `build`."""
+    """Images (B, 3, h, w) -> logits (B, len(classes)): backbone, average pooling, linear layer.
 
-    def __init__(self, num_classes, backbone, pretrained, image_size, output_stride):
+    `backbone`: a timm name. `output_stride`: 8 or 16 keeps a ResNet's maps finer than 1/32.
+    """
+
+    def __init__(self, classes, *, backbone, pretrained, image_size, output_stride=None):
         super().__init__()
         fixed = getattr(timm.get_pretrained_cfg(backbone), "fixed_input_size", False)  # ViT, Swin
         self.backbone = timm.create_model(
             backbone, pretrained=pretrained, num_classes=0, global_pool="",
             img_size=image_size if fixed else None, output_stride=output_stride)
-        self.head = nn.Linear(self.backbone.num_features, num_classes)
+        self.head = nn.Linear(self.backbone.num_features, len(classes))
 
     def features(self, images):
         """(B, 3, h, w) -> (B, d, H, W), from NCHW (ResNet), NHWC (Swin) or tokens (ViT)."""
@@ -148,14 +151,7 @@ class Baseline(nn.Module):
         return maps.mean((2, 3)), maps
 
 
-def build(classes, *, backbone, pretrained, image_size, output_stride=None):
-    """Images (B, 3, image_size, image_size) -> logits (B, len(classes)).
-
-    `backbone`: a timm name. `output_stride`: 8 or 16 keeps a ResNet's maps finer than 1/32.
-    """
-    return Baseline(len(classes), backbone, pretrained, image_size, output_stride)
-
-
+build = Baseline  # the names that train.py calls
 loss = asymmetric_loss  # the defaults are the paper's
 
 

@@ -128,11 +128,22 @@ class Interaction(nn.Module):
 
 
 class CPRFL(nn.Module):
-    """Backbone, prompts, interaction, score; made by `build`."""
+    """Images (B, 3, h, w) -> logits (B, len(classes)): backbone, prompts, interaction, score.
 
-    def __init__(self, classes, backbone, pretrained, image_size, text, features, d_model, heads,
-                 head_dim, ffn, tau, dropout, tune_text, prompts, paths, output_stride):
+    `text`: open_clip's name of the text tower, or random. `text_features`: one's own (K, m), a
+    tensor or a .npy or .pt file. `prompts`: nonlinear (Eq. 2), linear or random. `paths`: by which
+    the prompts get their gradient: both, interaction or direct.
+    """
+
+    def __init__(self, classes, *, backbone, pretrained, image_size, text="RN50",
+                 text_features=None, d_model=2048, heads=8, head_dim=512, ffn=2048, tau=0.5,
+                 dropout=0.1, tune_text=False, prompts="nonlinear", paths="both",
+                 output_stride=None):
         super().__init__()
+        for name, value, choices in (("prompts", prompts, ("nonlinear", "linear", "random")),
+                                     ("paths", paths, ("both", "interaction", "direct"))):
+            if value not in choices:
+                raise ValueError(f"{name}={value}: choose from {', '.join(choices)}")
         fixed = getattr(timm.get_pretrained_cfg(backbone), "fixed_input_size", False)  # ViT, Swin
         self.backbone = timm.create_model(
             backbone, pretrained=pretrained, num_classes=0, global_pool="",
@@ -146,6 +157,8 @@ class CPRFL(nn.Module):
             self.register_buffer("sentences", text_tokens(classes, name), persistent=False)
             features = self.text.encode_text(self.sentences).detach()
         else:
+            features = class_features(classes, text) if text_features is None \
+                else own_features(text_features, len(classes))
             self.register_buffer("text_features", features)
             # A released checkpoint doesn't hold them: those of `build` stay.
             self.register_load_state_dict_pre_hook(
@@ -202,25 +215,7 @@ class CPRFL(nn.Module):
         return self.score(tokens, prompts), maps
 
 
-def build(classes, *, backbone, pretrained, image_size, text="RN50", text_features=None,
-          d_model=2048, heads=8, head_dim=512, ffn=2048, tau=0.5, dropout=0.1, tune_text=False,
-          prompts="nonlinear", paths="both", output_stride=None):
-    """Images (B, 3, image_size, image_size) -> logits (B, len(classes)).
-
-    `text`: open_clip's name of the text tower, or random. `text_features`: one's own (K, m), a
-    tensor or a .npy or .pt file. `prompts`: nonlinear (Eq. 2), linear or random. `paths`: by which
-    the prompts get their gradient: both, interaction or direct.
-    """
-    for name, value, choices in (("prompts", prompts, ("nonlinear", "linear", "random")),
-                                 ("paths", paths, ("both", "interaction", "direct"))):
-        if value not in choices:
-            raise ValueError(f"{name}={value}: choose from {', '.join(choices)}")
-    features = None
-    if not tune_text:
-        features = class_features(classes, text) if text_features is None \
-            else own_features(text_features, len(classes))
-    return CPRFL(classes, backbone, pretrained, image_size, text, features, d_model, heads,
-                 head_dim, ffn, tau, dropout, tune_text, prompts, paths, output_stride)
+build = CPRFL  # the name that train.py calls
 
 
 def loss(logits, targets, gamma_pos=0, gamma_neg=4, margin=0.05, eps=1e-8):

@@ -73,15 +73,19 @@ class CSRAHead(nn.Module):
 
 
 class CSRA(nn.Module):
-    """A timm backbone and the head; made by `build`."""
+    """Images (B, 3, h, w) -> logits (B, len(classes)): a timm backbone and the head.
 
-    def __init__(self, num_classes, backbone, pretrained, image_size, heads, lam, output_stride):
+    `backbone`: a timm name. `output_stride`: 8 or 16 keeps a ResNet's maps finer than 1/32.
+    """
+
+    def __init__(self, classes, *, backbone, pretrained, image_size, heads=1, lam=0.1,
+                 output_stride=None):
         super().__init__()
         fixed = getattr(timm.get_pretrained_cfg(backbone), "fixed_input_size", False)  # ViT, Swin
         self.backbone = timm.create_model(
             backbone, pretrained=pretrained, num_classes=0, global_pool="",
             img_size=image_size if fixed else None, output_stride=output_stride)
-        self.head = CSRAHead(self.backbone.num_features, num_classes, heads, lam)
+        self.head = CSRAHead(self.backbone.num_features, len(classes), heads, lam)
 
     def features(self, images):
         """(B, 3, h, w) -> (B, d, H, W), from NCHW (ResNet), NHWC (Swin) or tokens (ViT)."""
@@ -102,12 +106,7 @@ class CSRA(nn.Module):
         return self.head(x), self.head.attention(x)
 
 
-def build(classes, *, backbone, pretrained, image_size, heads=1, lam=0.1, output_stride=None):
-    """Images (B, 3, image_size, image_size) -> logits (B, len(classes)).
-
-    `backbone`: a timm name. `output_stride`: 8 or 16 keeps a ResNet's maps finer than 1/32.
-    """
-    return CSRA(len(classes), backbone, pretrained, image_size, heads, lam, output_stride)
+build = CSRA  # the name that train.py calls
 
 
 def loss(logits, targets):

@@ -548,49 +548,51 @@ class Batch(NamedTuple):
     bad: list[str]  # what is wrong with the samples that should be here and could not be read
 
 
-class Samples(torch.utils.data.Dataset):
-    """What a worker does: (epoch, index) -> transformed picture or what is wrong, target, index."""
+@dataclass
+class Samples:
+    """What a worker does: keys (epoch, index) of a batch -> the Batch."""
+    data: Dataset
+    transform: v2.Compose
+    seed: int
 
-    def __init__(self, data, transform, seed):
-        self.data, self.transform, self.seed = data, transform, seed
+    def __getitem__(self, keys):
+        pictures, index, bad = [], [], []
+        for epoch, i in keys:
+            seed = np.random.SeedSequence((self.seed, epoch, i)).generate_state(1, np.uint64)[0]
+            try:
+                with torch.random.fork_rng(devices=[]):  # the training loop's state stays as it is
+                    torch.default_generator.manual_seed(int(seed))
+                    pictures.append(self.transform(self.data.picture(i)).permute(1, 2, 0))
+                index.append(i)
+            except InputError as error:
+                bad.append(str(error))
+        images = torch.stack(pictures) if index else torch.zeros(0, 1, 1, 3, dtype=torch.uint8)
+        return Batch(images.permute(0, 3, 1, 2), torch.from_numpy(self.data.targets[index]),
+                     torch.tensor(index, dtype=torch.int64), bad)
 
-    def __getitem__(self, key):
-        seed = np.random.SeedSequence((self.seed, *key)).generate_state(1, np.uint64)[0]
-        try:
-            with torch.random.fork_rng(devices=[]):  # the training loop's state stays as it is
-                torch.default_generator.manual_seed(int(seed))
-                picture = self.transform(self.data.picture(key[1]))
-        except InputError as error:
-            picture = str(error)
-        return picture, torch.from_numpy(self.data.targets[key[1]]), key[1]
 
-
-class Order(torch.utils.data.Sampler):
-    """Keys (epoch, index), shuffled by (seed, epoch) or in order, the first `stop` of them; of each
-    `world` keys the one of this process. Before each pass set `.epoch`, and `.skip` to the number
-    that is done of it already."""
-
-    def __init__(self, count, stop, shuffle, seed, rank, world):
-        self.count, self.stop, self.shuffle, self.seed = count, stop, shuffle, seed
-        self.rank, self.world, self.epoch, self.skip = rank, world, 0, 0
+@dataclass
+class Order:
+    """The batches of an epoch, each a list of keys (epoch, index): the first `stop` of `count`
+    pictures, shuffled by (seed, epoch), or in order where seed is None; of each batch, the share of
+    this process. Before each pass set `epoch`, and `skip` to the number of pictures done already."""
+    count: int
+    stop: int
+    batch_size: int  # of all processes
+    seed: int | None
+    epoch: int = 0
+    skip: int = 0
 
     def __len__(self):
-        return len(range(self.skip + self.rank, self.stop, self.world))
+        return len(range(self.skip, self.stop, self.batch_size))
 
     def __iter__(self):
-        rng = np.random.default_rng((self.seed, self.epoch))
-        order = rng.permutation(self.count) if self.shuffle else np.arange(self.count)
-        mine = order[self.skip + self.rank:self.stop:self.world]
-        return ((self.epoch, int(index)) for index in mine)
-
-
-def collate(samples):
-    good = [sample for sample in samples if not isinstance(sample[0], str)]
-    images, targets, index = zip(*good) if good else ([torch.zeros(3, 1, 1, dtype=torch.uint8)],
-                                                      [samples[0][1]], [0])
-    images = torch.stack([image.permute(1, 2, 0) for image in images]).permute(0, 3, 1, 2)
-    return Batch(images[:len(good)], torch.stack(targets)[:len(good)],
-                 torch.tensor(index)[:len(good)], [s[0] for s in samples if isinstance(s[0], str)])
+        rank, world = process()
+        order = np.arange(self.count) if self.seed is None else \
+            np.random.default_rng((self.seed, self.epoch)).permutation(self.count)
+        for start in range(self.skip, self.stop, self.batch_size):
+            batch = order[start:min(start + self.batch_size, self.stop)]
+            yield [(self.epoch, i) for i in batch[rank::world].tolist()]
 
 
 def leave_signals(worker):
@@ -609,15 +611,14 @@ def process():
 def loader(data, image_size, batch_size, augment=(), train=0, seed=0, workers=0, pin=False):
     """Batches of `batch_size` over all processes. `train`: shuffled, augmented, and without what is
     left over at the end of an epoch after steps of so many batches."""
-    rank, world = process()
     samples = Samples(data, transform(image_size, augment if train else ()), seed)
     whole = len(data) // max(batch_size * train, 1) * batch_size * train
-    if train and not whole and world * train > 1:
+    if train and not whole and process()[1] * train > 1:
         raise InputError(f"{len(data)} training pictures are fewer than a batch: lower --batch-size")
-    order = Order(len(data), whole or len(data), bool(train), seed, rank, world)
+    order = Order(len(data), whole or len(data), batch_size, seed if train else None)
     return torch.utils.data.DataLoader(
-        samples, batch_size // world, sampler=order, collate_fn=collate, num_workers=workers,
-        worker_init_fn=leave_signals, persistent_workers=workers > 0, pin_memory=pin,
+        samples, batch_size=None, sampler=order, num_workers=workers, worker_init_fn=leave_signals,
+        persistent_workers=workers > 0, pin_memory=pin,
         generator=torch.Generator())  # its own: the global random state is the training loop's
 
 

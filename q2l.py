@@ -154,12 +154,18 @@ class Q2LHead(nn.Module):
 
 
 class Q2L(nn.Module):
-    """A timm backbone, the projection to width d, and the head; made by `build`."""
+    """Images (B, 3, h, w) -> logits (B, len(classes)): a timm backbone, a projection, the head.
 
-    def __init__(self, num_classes, backbone, pretrained, image_size, d_model, project, freeze,
-                 output_stride, **head):
+    `self_attention`: True is the paper's decoder, False the released one. `project`: None is the
+    identity where the backbone's width is d_model, else a 1 x 1 convolution; True always is one.
+    `freeze`: BatchNorm, stem and layer1 of ResNets. `output_stride`: 8 or 16 keeps maps finer.
+    """
+
+    def __init__(self, classes, *, backbone, pretrained, image_size, d_model=2048, ffn=8192,
+                 heads=4, encoder_layers=1, decoder_layers=2, self_attention=False, project=None,
+                 dropout=0.1, freeze=True, output_stride=None):
         super().__init__()
-        if d_model % 4 or d_model % head["heads"]:
+        if d_model % 4 or d_model % heads:
             raise ValueError(f"d_model={d_model}: must be a multiple of 4 and of heads")
         fixed = getattr(timm.get_pretrained_cfg(backbone), "fixed_input_size", False)  # ViT, Swin
         self.backbone = timm.create_model(
@@ -173,7 +179,8 @@ class Q2L(nn.Module):
         width = self.backbone.num_features
         same = project is False or (project is None and width == d_model)
         self.input_proj = nn.Identity() if same else nn.Conv2d(width, d_model, 1)
-        self.head = Q2LHead(num_classes, d_model, **head)
+        self.head = Q2LHead(len(classes), d_model, ffn, heads, encoder_layers, decoder_layers,
+                            self_attention, dropout)
 
     def norms(self):
         return [m for m in self.backbone.modules() if isinstance(m, nn.BatchNorm2d)]
@@ -204,18 +211,7 @@ class Q2L(nn.Module):
         return self.head(self.features(images), need_maps=True)
 
 
-def build(classes, *, backbone, pretrained, image_size, d_model=2048, ffn=8192, heads=4,
-          encoder_layers=1, decoder_layers=2, self_attention=False, project=None, dropout=0.1,
-          freeze=True, output_stride=None):
-    """Images (B, 3, h, w) -> logits (B, len(classes)); a ResNet takes any h and w, at any time.
-
-    `self_attention`: True is the paper's decoder, False the released one. `project`: None is the
-    identity where the backbone's width is d_model, else a 1 x 1 convolution; True always is one.
-    `freeze`: BatchNorm, stem and layer1 of ResNets. `output_stride`: 8 or 16 keeps maps finer.
-    """
-    return Q2L(len(classes), backbone, pretrained, image_size, d_model, project, freeze,
-               output_stride, ffn=ffn, heads=heads, encoder_layers=encoder_layers,
-               decoder_layers=decoder_layers, self_attention=self_attention, dropout=dropout)
+build = Q2L  # the name that train.py calls
 
 
 def loss(logits, targets, gamma_pos=0, gamma_neg=2, eps=1e-5):

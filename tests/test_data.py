@@ -211,11 +211,12 @@ def test_samples_depend_on_seed_epoch_and_index_only(tmp_path):
     assert all(torch.equal(a[0], b[0]) for a, b in zip(one, two)) and len(one) == 3
     assert not all(torch.equal(a[0], b[0]) for a, b in zip(one, batches_of(tmp_path, 0, 2)))
     samples = data.Samples(load("csv", tmp_path), data.transform(32, ("crop",)), 3)
-    assert torch.equal(samples[1, 0][0], samples[1, 0][0])
-    assert not torch.equal(samples[1, 0][0], samples[2, 0][0])  # by epoch,
-    assert not torch.equal(samples[1, 0][0], samples[1, 3][0])  # by index (the same picture),
+    first = samples[[(1, 0)]].images
+    assert torch.equal(first, samples[[(1, 4), (1, 0)]].images[1:])
+    assert not torch.equal(first, samples[[(2, 0)]].images)  # by epoch,
+    assert not torch.equal(first, samples[[(1, 3)]].images)  # by index (the same picture),
     other = data.Samples(samples.data, samples.transform, 4)
-    assert not torch.equal(samples[1, 0][0], other[1, 0][0])  # by seed
+    assert not torch.equal(first, other[[(1, 0)]].images)  # by seed
     assert one[0][0].is_contiguous(memory_format=torch.channels_last)
 
 
