@@ -238,33 +238,29 @@ def read_checkpoint(path):
     return checkpoint
 
 
-def open_model(args, flags):
-    """The model with its weights; the settings it was made with; its classes; training pictures per
-    class, where known; which weights these are; view_offset, where maps are asked for."""
-    if args.checkpoint:
-        checkpoint = read_checkpoint(args.checkpoint)
-        settings, weights = checkpoint["settings"], "ema" if checkpoint["ema"] else "model"
-        method, state = importlib.import_module(settings["model"]), checkpoint[weights]
-        classes, counts = checkpoint["classes"], checkpoint["counts"]
-    else:
-        import train  # which imports this module
-        if args.data:
-            flags += ["--data", args.data]
-        method, settings = train.settings_of(["--model", args.model or "", *flags])
-        state, weights = method.from_official(read_file(args.official)), "released"
-        classes, counts = load(settings["data"], args.root, args.split, check=False).classes, None
-    settings = settings | {"pretrained": False}
+def read_official(path, flags, root, split):
+    """A released checkpoint as if train.py had written it; `flags`: its --model, --data, ..."""
+    import train  # which imports this module
+    method, settings = train.settings_of(flags)
+    return {"settings": settings, "ema": None, "model": method.from_official(read_file(path)),
+            "classes": load(settings["data"], root, split, check=False).classes, "counts": None}
+
+
+def open_model(checkpoint, path, with_offset):
+    """The model with the checkpoint's weights (EMA, where it has them), and its `view_offset`."""
+    settings = checkpoint["settings"] | {"pretrained": False}
+    state = checkpoint["ema"] or checkpoint["model"]
     if "text_features" in state:  # CPRFL's: kept with the weights, so that none need be fetched
         settings["text_features"] = state["text_features"]
-    model, offset = build_model(method, settings, classes), None
-    if args.heatmaps or args.pointing:
-        offset = view_offset(model, settings["image_size"])
+    method = importlib.import_module(settings["model"])
+    model = build_model(method, settings, checkpoint["classes"])
+    offset = view_offset(model, settings["image_size"]) if with_offset else None  # yet untrained
     try:
         model.load_state_dict(state)
     except RuntimeError as error:
-        raise InputError(f"{args.checkpoint or args.official} doesn't fit the model: "
-                         f"{str(error)[:600]}\nDo --backbone, --image-size and so on?") from error
-    return model, settings, classes, counts, weights, offset
+        raise InputError(f"{path} doesn't fit the model: {str(error)[:600]}\n"
+                         "Do --backbone, --image-size and so on?") from error
+    return model, offset
 
 
 def at_size(model, size):
@@ -435,12 +431,13 @@ def arguments(argv):
     parser.add_argument("--voc-server", metavar="DIR",
                         help="write VOC 2012's comp2_cls files of its unlabelled test pictures")
     args, flags = parser.parse_known_args(argv)
-    if args.image_size and args.official:  # what the model is made for; --sizes: what it is shown
-        flags += ["--image-size", str(args.image_size)]
-    elif args.image_size:
-        args.sizes = args.sizes or [args.image_size]
     if not args.official and (args.model or flags):
         parser.error(f"only with --official: {args.model or ''} {' '.join(flags)}")
+    if args.official:  # its --image-size is what the model is made for; --sizes what it is shown
+        given = {"--model": args.model, "--data": args.data, "--image-size": args.image_size}
+        flags += [text for flag, value in given.items() if value for text in (flag, str(value))]
+    elif args.image_size:
+        args.sizes = args.sizes or [args.image_size]
     if args.tune_threshold == args.split:
         parser.error(f"--tune-threshold {args.split}: that is the split reported; tune on another")
     if args.heatmaps and args.pointing:
@@ -485,7 +482,14 @@ def main(argv=None):
             paths = file.get("paths", np.arange(len(scores)).astype(str))
         threshold = read_threshold(args.threshold, classes)
     else:
-        model, settings, classes, counts, weights, offset = open_model(args, flags)
+        file, weights = args.checkpoint or args.official, "released"
+        if args.official:
+            checkpoint = read_official(file, flags, args.root, args.split)
+        else:
+            checkpoint = read_checkpoint(file)
+            weights = "ema" if checkpoint["ema"] else "raw"
+        settings, classes, counts = (checkpoint[key] for key in ("settings", "classes", "counts"))
+        model, offset = open_model(checkpoint, file, args.heatmaps or args.pointing)
         name, root = args.data or settings["data"], args.root or settings["root"]
         device = pick_device()
         dtype = pick_dtype(settings["amp"], device)
@@ -511,7 +515,7 @@ def main(argv=None):
             data = load(name, root, split, drop_unlabelled=settings["drop_unlabelled"],
                         long_tail=settings["long_tail"])
             if data.classes != classes:
-                raise InputError(f"{name} has other classes than {args.checkpoint}, or another "
+                raise InputError(f"{name} has other classes than {file}, or another "
                                  f"order: {data.classes[:5]}... and {classes[:5]}...")
             return data.subset(slice(args.limit))
 
@@ -522,11 +526,11 @@ def main(argv=None):
             targets = data.targets[index]
             threshold = np.array([best_threshold(*pair) for pair in zip(scores.T, targets.T)]) \
                 if args.per_class else best_threshold(scores.ravel(), targets.ravel())
-            file = Path(args.checkpoint or args.official).with_suffix(".thresholds.json")
             value = dict(zip(classes, threshold.tolist())) if args.per_class else threshold
+            kept = Path(file).with_suffix(".thresholds.json")
             if rank == 0:
-                file.write_text(json.dumps({"data": name, "split": tuned, "threshold": value}))
-                print(f"threshold tuned on {tuned}, in {file}")
+                kept.write_text(json.dumps({"data": name, "split": tuned, "threshold": value}))
+                print(f"threshold tuned on {tuned}, in {kept}")
         if args.predict:
             paths = strings(str(path) for path in pictures_in(args.predict))
             data = Dataset(classes, paths, np.zeros((len(paths), len(classes)), np.int8))
