@@ -29,7 +29,6 @@ import zlib
 from pathlib import Path
 
 import numpy as np
-import open_clip
 import timm
 import torch
 import torch.nn.functional as F
@@ -40,6 +39,7 @@ TEMPLATE = "a photo of a {}."
 
 def text_tower(name, tag):
     """open_clip's text tower, float32; tag None: untrained, the same at each call."""
+    import open_clip  # here and below, not above: one's own text features need no such package
     config = open_clip.get_pretrained_cfg(name, tag) if tag else {}
     with torch.random.fork_rng(devices=[]):
         torch.manual_seed(0)
@@ -49,12 +49,14 @@ def text_tower(name, tag):
 
 
 def text_tokens(classes, name):
+    import open_clip
     sentences = [TEMPLATE.format(label.replace("_", " ")) for label in classes]
     return open_clip.get_tokenizer(name)(sentences)  # (K, context length)
 
 
 def name_and_weights(text):
     """open_clip's name and its weights' tag; text random: RN50's tower, untrained."""
+    import open_clip
     tags = open_clip.list_pretrained_tags_by_model(text)
     if text != "random" and not tags:
         raise ValueError(f"text={text}: random or one of {', '.join(open_clip.list_models())}")

@@ -405,6 +405,7 @@ def main(argv=None):
         for number, action in zip(numbers, before):
             signal.signal(number, action)
         if dist.is_available() and dist.is_initialized():
+            time.sleep(0.1)  # torch 2.6 hangs here while its thread still frees the last operation
             dist.destroy_process_group()
 
 
