@@ -19,7 +19,7 @@ Paper, released code, this file:
 - Released: 224 px unless told otherwise; the paper's 448 px here. TResNet: inputs in [0, 1].
 - Left out: adaptive asymmetry (Eq. 10-11).
 
-Run: python asl.py                            synthetic scenes on a CPU: 97.9 mAP
+Run: python asl.py                            synthetic scenes on a CPU: 97.7 mAP
      python asl.py --data coco2014 --root DIR the paper's recipe, for its 86.6 mAP (not run here)
 Copy: the losses need nothing but torch.
 """

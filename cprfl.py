@@ -21,7 +21,7 @@ Paper, released code, this file:
 - Only the prompts' outputs are used: only they are queried here, and what depends on no picture
   (the prompts' norm, queries, keys and values) is computed once a batch. The numbers are the same.
 
-Run: python cprfl.py                          long-tailed scenes on a CPU: 65.7 mAP in 3 minutes
+Run: python cprfl.py                          long-tailed scenes on a CPU: 65.6 mAP in 3 minutes
      python cprfl.py --data voc-lt --root DIR the released recipe, for 86.28 mAP (not run here)
 Copy: the file stands alone.
 """
