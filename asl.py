@@ -114,7 +114,7 @@ def loss_by_name(name, class_freq, num_images, data):
 
 
 class Baseline(nn.Module):
-    """Images (B, 3, h, w) -> logits (B, len(classes)): backbone, average pooling, linear layer.
+    """Images (B, 3, image_size, image_size) -> logits (B, len(classes)): backbone, mean, linear.
 
     `backbone`: a timm name. `output_stride`: 8 or 16 keeps a ResNet's maps finer than 1/32.
     """

@@ -130,7 +130,7 @@ class Interaction(nn.Module):
 
 
 class CPRFL(nn.Module):
-    """Images (B, 3, h, w) -> logits (B, len(classes)): backbone, prompts, interaction, score.
+    """Images (B, 3, image_size, image_size) -> logits (B, len(classes)): Eq. 1-6 on a backbone.
 
     `text`: open_clip's name of the text tower, or random. `text_features`: one's own (K, m), a
     tensor or a .npy or .pt file. `prompts`: nonlinear (Eq. 2), linear or random. `paths`: by which

@@ -73,7 +73,7 @@ class CSRAHead(nn.Module):
 
 
 class CSRA(nn.Module):
-    """Images (B, 3, h, w) -> logits (B, len(classes)): a timm backbone and the head.
+    """Images (B, 3, image_size, image_size) -> logits (B, len(classes)): backbone and head.
 
     `backbone`: a timm name. `output_stride`: 8 or 16 keeps a ResNet's maps finer than 1/32.
     """

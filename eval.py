@@ -273,7 +273,7 @@ def at_size(model, size):
 
 
 def add_residual(model, lam):
-    """CSRA's test-time trick (the paper's Figure 1) for a pooled linear classifier, which is trained
+    """CSRA's test-time trick (the paper's Figure 1) for a pooled linear classifier, trained
     already: z = mean_j s + lam max_j s."""
     if getattr(model.head, "lam", None) == 0:  # csra.py trained without its attention
         model.head.lam, model.head.temperatures = lam, (np.inf,) * len(model.head.temperatures)
@@ -341,7 +341,7 @@ VIRIDIS = np.array([(68, 1, 84), (71, 44, 122), (59, 81, 139), (44, 113, 142), (
 
 
 def overlay(image, one, offset):
-    """The picture in grey under the map (h, w) in viridis, from the map's minimum to its maximum."""
+    """The picture in grey under the map (h, w) in viridis, from its minimum to its maximum."""
     one = enlarge(one[None], image.height, image.width, offset)[0].numpy()
     one = (one - one.min()) / max(np.ptp(one), 1e-12)
     colours = [np.interp(one, np.linspace(0, 1, len(VIRIDIS)), VIRIDIS[:, c]) for c in range(3)]
@@ -373,7 +373,8 @@ def draw_heatmaps(folder, attention, data, offset, threshold, each_head, width=2
         for r, row in enumerate(rows):
             for c, (tile, name) in enumerate(row):
                 sheet.paste(tile, (x * c, y * r))
-                ImageDraw.Draw(sheet).text((x * c + 2, y * r + image.height + 2), name, "black", font)
+                at = x * c + 2, y * r + image.height + 2
+                ImageDraw.Draw(sheet).text(at, name, "black", font)
         sheet.save(folder / f"{i:05}-{Path(data.paths[i].split('::')[0]).stem}.png")
 
 
@@ -482,12 +483,10 @@ def main(argv=None):
             paths = file.get("paths", np.arange(len(scores)).astype(str))
         threshold = read_threshold(args.threshold, classes)
     else:
-        file, weights = args.checkpoint or args.official, "released"
-        if args.official:
-            checkpoint = read_official(file, flags, args.root, args.split)
-        else:
-            checkpoint = read_checkpoint(file)
-            weights = "ema" if checkpoint["ema"] else "raw"
+        file = args.checkpoint or args.official
+        checkpoint = read_official(file, flags, args.root, args.split) if args.official \
+            else read_checkpoint(file)
+        weights = "released" if args.official else "ema" if checkpoint["ema"] else "raw"
         settings, classes, counts = (checkpoint[key] for key in ("settings", "classes", "counts"))
         model, offset = open_model(checkpoint, file, args.heatmaps or args.pointing)
         name, root = args.data or settings["data"], args.root or settings["root"]

@@ -154,7 +154,7 @@ class Q2LHead(nn.Module):
 
 
 class Q2L(nn.Module):
-    """Images (B, 3, h, w) -> logits (B, len(classes)): a timm backbone, a projection, the head.
+    """Images (B, 3, h, w), any size for a ResNet -> logits (B, len(classes)): backbone and head.
 
     `self_attention`: True is the paper's decoder, False the released one. `project`: None is the
     identity where the backbone's width is d_model, else a 1 x 1 convolution; True always is one.
