@@ -441,8 +441,8 @@ def groups(counts):
             "medium": np.flatnonzero((counts >= 20) & (counts < 100))}
 
 
-SETS = {"scenes": load_scenes, "scenes-lt": partial(load_scenes, count=60000, ratio=50), "csv": load_csv,
-        "coco-lt": partial(load_published, name="coco"),
+SETS = {"scenes": load_scenes, "scenes-lt": partial(load_scenes, count=60000, ratio=50),
+        "csv": load_csv, "coco-lt": partial(load_published, name="coco"),
         "voc-lt": partial(load_published, name="voc"),
         "voc2007": partial(load_voc, year=2007, test="test"),
         "voc2012": partial(load_voc, year=2012, test="val"),  # its test labels are on a server
@@ -520,7 +520,7 @@ class Cutout(torch.nn.Module):
 
 
 class RandAugment(transforms.RandAugment):
-    """torchvision's, by way of Pillow, whose operations are several times as fast as a tensor's; its
+    """torchvision's, by way of Pillow, much faster there than on a tensor; its
     table of magnitudes is made once, not for each operation."""
 
     _augmentation_space = cache(transforms.RandAugment._augmentation_space)
@@ -575,7 +575,7 @@ class Samples:
 class Order:
     """The batches of an epoch, each a list of keys (epoch, index): the first `stop` of `count`
     pictures, shuffled by (seed, epoch), or in order where seed is None; of each batch, the share of
-    this process. Before each pass set `epoch`, and `skip` to the number of pictures done already."""
+    this process. Before each pass set `epoch`, and `skip` to how many pictures are done already."""
     count: int
     stop: int
     batch_size: int  # of all processes
@@ -596,7 +596,7 @@ class Order:
 
 
 def leave_signals(worker):
-    """A signal to the whole group is the main process's business: it has 10 s to end its step and the
+    """A signal to the whole group is the main process's business: it has 10 s for its step and the
     workers, which must not outlive it either."""
     signal.signal(signal.SIGINT, signal.SIG_IGN)
     signal.signal(signal.SIGTERM, lambda *_: signal.alarm(10))
