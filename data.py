@@ -16,6 +16,7 @@ import os
 import re
 import signal
 import sys
+from array import array
 from contextlib import contextmanager
 from dataclasses import dataclass
 from functools import cache, partial
@@ -57,6 +58,9 @@ class Dataset:
     paths: np.ndarray  # (N,) of numpy's variable-width strings
     targets: np.ndarray  # (N, K) int8: 1 yes, 0 no, -1 not judged
 
+    def __post_init__(self):
+        self.paths = np.asarray(self.paths, np.dtypes.StringDType())
+
     def __len__(self):
         return len(self.paths)
 
@@ -95,18 +99,30 @@ class Crops(Dataset):
         return crop
 
 
-def strings(values):
-    return np.array(list(values), np.dtypes.StringDType())
+def fields(file):
+    """The fields of each line that has any."""
+    return [line.split() for line in file.read_text("utf-8").splitlines() if line.strip()]
 
 
-def multi_hot(rows, count):
-    """Label numbers of each picture -> int8 (N, count)."""
-    targets = np.zeros((len(rows), count), np.int8)
-    for i, numbers in enumerate(rows):
-        if not all(type(n) is int and 0 <= n < count for n in numbers):  # true is no 1
-            raise ValueError(f"row {i + 1}: {numbers} are not label numbers below {count}")
-        targets[i, list(numbers)] = 1
+def multi_hot(rows, labels, first=1):
+    """Labels of each picture -> int8 (N, K); `labels`: of the columns; `first`: number of a row."""
+    column = {label: k for k, label in enumerate(labels)}
+    targets = np.zeros((len(rows), len(column)), np.int8)
+    for i, row in enumerate(rows):
+        if not column.keys() >= set(row):
+            raise ValueError(f"row {i + first}: no such label: {set(row) - column.keys()}")
+        targets[i, [column[label] for label in row]] = 1
     return targets
+
+
+def coded(rows, codes, width, first=1):
+    """A value for each of `width` classes -> int8 (N, width), by the table `codes`."""
+    targets = array("b")
+    for number, row in enumerate(rows, first):
+        if len(row) != width or not codes.keys() >= set(row):
+            raise ValueError(f"row {number}: {row[:8]}: not {width} of {[*codes]}")
+        targets.extend([codes[value] for value in row])
+    return np.frombuffer(targets, np.int8).reshape(-1, width)
 
 
 # ------------------------------------------------------------------------------------------ scenes
@@ -181,60 +197,49 @@ def load_scenes(root, split, count=4000, ratio=1):
     seed, count = (0, count) if split == "train" else (1, 1000)
     classes = [f"{colour} {shape}" for colour in COLOURS for shape in SHAPES]
     labels = [scene_labels(np.random.default_rng((seed, i))).tolist() for i in range(count)]
-    data = Scenes(classes, strings(f"scenes/{seed}/{i}" for i in range(count)),
-                  multi_hot(labels, len(classes)))
+    data = Scenes(classes, [f"scenes/{seed}/{i}" for i in range(count)],
+                  multi_hot(labels, range(len(classes))))
     return long_tailed(data, ratio) if ratio > 1 and split == "train" else data
 
 
 # --------------------------------------------------------------------------------------- real data
 
 
+CSV = ("a csv data set is ROOT/train.csv and ROOT/test.csv in UTF-8, both with the header `image` "
+       "(a path relative to ROOT) and the same labels, each once; a value is 1, 0, -1 or empty")
+
+
 def csv_rows(file):
-    """Header and rows; every row as long as the header, which names `image` and some labels."""
-    with reading(file, "a csv data set is ROOT/train.csv and ROOT/test.csv in UTF-8, their header "
-                       "`image` (a path relative to ROOT), then the labels, each once"):
-        with open(file, newline="", encoding="utf-8-sig") as lines:
-            header, *rows = [row for row in csv.reader(lines, strict=True) if row] or [[]]
-        if "image" not in header or len(set(header)) < len(header):
-            raise ValueError(f"row 1: {header[:8]} has no `image`, or a name twice")
-        if len(header) == 1:
-            raise ValueError("row 1: no label columns")
+    """Label columns; values of the rows in them; pictures of the rows."""
+    with reading(file, CSV), open(file, newline="", encoding="utf-8-sig") as lines:
+        header, *rows = [row for row in csv.reader(lines, strict=True) if row] or [[]]
+        if "image" not in header or len(set(header)) < max(len(header), 2):
+            raise ValueError(f"row 1: {header[:8]}: no `image`, no label columns, or a name twice")
         for number, row in enumerate(rows, 2):
             if len(row) != len(header):
                 raise ValueError(f"row {number}: {len(row)} fields, the header has {len(header)}")
-    return header, rows
+    at = header.index("image")
+    pictures = [row.pop(at) for row in [header, *rows]]
+    return header, rows, pictures[1:]
 
 
 def load_csv(root, split):
     """Column `image`, then one column per label, or one column `labels`: names separated by ;"""
     file = root / f"{split}.csv"
-    header, rows = csv_rows(file)
-    first, first_rows = csv_rows(root / "train.csv") if split == "test" else (header, rows)
-    image, classes = header.index("image"), [name for name in first if name != "image"]
-    with reading(file, "columns and labels must be train.csv's; a value is 1, 0, -1 or empty"):
-        if set(header) != set(first):
-            raise ValueError(f"row 1: {sorted(set(header) ^ set(first))} is in one file only")
+    first = header, rows, pictures = csv_rows(file)
+    classes, first_rows, _ = csv_rows(root / "train.csv") if split == "test" else first
+    with reading(file, CSV):
+        if set(header) != set(classes):
+            raise ValueError(f"row 1: {sorted(set(header) ^ set(classes))} is in one file only")
         if classes == ["labels"]:
-            def names(row, column):
-                return {name.strip() for name in row[column].split(";")} - {""}
-            classes = sorted({n for row in first_rows for n in names(row, first.index("labels"))})
-            column, labels = {name: k for k, name in enumerate(classes)}, []
-            for i, row in enumerate(rows):
-                try:
-                    labels.append([column[name] for name in names(row, 1 - image)])
-                except KeyError as error:
-                    raise ValueError(f"row {i + 2}: label {error} is not in train.csv") from None
-            targets = multi_hot(labels, len(classes))
+            names, first_names = ([[name for name in map(str.strip, text.split(";")) if name]
+                                   for text, in part] for part in (rows, first_rows))
+            classes = sorted(set().union(*first_names))
+            targets = multi_hot(names, classes, 2)
         else:
-            values, codes = bytearray(), {"1": 1, "0": 0, "-1": 255, "": 255}
-            columns = [header.index(name) for name in classes]
-            for i, row in enumerate(rows):
-                try:
-                    values.extend([codes[row[k].strip()] for k in columns])
-                except KeyError as error:
-                    raise ValueError(f"row {i + 2}: {error} is no value") from None
-            targets = np.frombuffer(values, np.int8).reshape(len(rows), len(classes))
-    return Dataset(classes, strings(f"{root}/{row[image]}" for row in rows), targets)
+            at, codes = [header.index(name) for name in classes], {"1": 1, "0": 0, "-1": -1, "": -1}
+            targets = coded(([row[k].strip() for k in at] for row in rows), codes, len(at), 2)
+    return Dataset(classes, [f"{root}/{picture}" for picture in pictures], targets)
 
 
 VOC = ["aeroplane", "bicycle", "bird", "boat", "bottle", "bus", "car", "cat", "chair", "cow",
@@ -245,50 +250,44 @@ VOC = ["aeroplane", "bicycle", "bird", "boat", "bottle", "bus", "car", "cat", "c
 def load_voc(root, split, year, test):
     """Difficult (0 in the lists): negative in training, not judged in the test, as CSRA has it."""
     name = test if split == "test" else {"test": "trainval", "val": "train"}[test]
-    folder, columns = root / "VOCdevkit" / f"VOC{year}", {}
+    folder, remedy = root / "VOCdevkit" / f"VOC{year}", f"{root} must hold VOCdevkit/VOC{year}"
     if split == "server":  # VOC 2012's test pictures, whose labels only the server has
         file = folder / "ImageSets" / "Main" / "test.txt"
-        with reading(file, f"VOC {year}'s test archive, unpacked in {root}, has it"):
+        with reading(file, f"{remedy}, and its test archive"):
             pictures = file.read_text("utf-8").split()
-        return Dataset(VOC, strings(f"{folder}/JPEGImages/{p}.jpg" for p in pictures),
-                       np.full((len(pictures), len(VOC)), -1, np.int8))
-    codes = {"1": 1, "-1": 0, "0": 0 if split == "train" else -1}
-    for label in VOC:
-        file = folder / "ImageSets" / "Main" / f"{label}_{name}.txt"
-        with reading(file, f"--root must hold VOCdevkit/VOC{year}; --download fetches it"):
-            lines = [line.split() for line in file.read_text("utf-8").splitlines() if line.strip()]
-            for number, line in enumerate(lines, 1):
-                if len(line) != 2 or line[1] not in codes:
-                    raise ValueError(f"row {number}: {line} is not a picture and 1, -1 or 0")
-            columns[label] = {picture: codes[value] for picture, value in lines}
-            if columns[label].keys() != columns[VOC[0]].keys() or len(columns[label]) < len(lines):
-                raise ValueError(f"not the pictures of {VOC[0]}_{name}.txt, each once")
-    pictures = list(columns[VOC[0]])
-    targets = np.array([[columns[label][p] for label in VOC] for p in pictures], np.int8)
-    return Dataset(VOC, strings(f"{folder}/JPEGImages/{p}.jpg" for p in pictures), targets)
+        targets = np.full((len(pictures), len(VOC)), -1, np.int8)
+    else:
+        codes, pictures, columns = {"1": 1, "-1": 0, "0": 0 if split == "train" else -1}, None, []
+        for label in VOC:
+            file = folder / "ImageSets" / "Main" / f"{label}_{name}.txt"
+            with reading(file, f"{remedy}; --download fetches it"):
+                rows = fields(file)
+                columns.append(coded([row[1:] for row in rows], codes, 1))
+                pictures = pictures or [row[0] for row in rows]
+                if pictures != [row[0] for row in rows]:
+                    raise ValueError(f"not the pictures of {VOC[0]}_{name}.txt in its order")
+        targets = np.hstack(columns)
+    return Dataset(VOC, [f"{folder}/JPEGImages/{picture}.jpg" for picture in pictures], targets)
 
 
 def read_coco(root, split, year):
-    """The annotations; row of each image id; column of each category id; the data set."""
+    """The annotations; row of each image id; category id of each column; the data set."""
     name = {"train": "train", "test": "val"}[split] + year
     file = root / "annotations" / f"instances_{name}.json"
     with reading(file, f"unpack http://images.cocodataset.org/zips/{name}.zip and /annotations/"
                        f"annotations_trainval{year}.zip from there in {root}"):
         content = json.loads(file.read_text("utf-8"))
-        # Category ids, 1..90 with holes, in ascending order become columns 0..79.
-        numbers = sorted(category["id"] for category in content["categories"])
-        column = {number: k for k, number in enumerate(numbers)}
+        names = {category["id"]: str(category["name"]) for category in content["categories"]}
+        numbers = sorted(names)  # 1..90 with holes become columns 0..79
         row = {image["id"]: i for i, image in enumerate(content["images"])}
-        if len(row) < len(content["images"]) or len(column) < len(numbers):
+        if len(row) < len(content["images"]) or len(names) < len(content["categories"]):
             raise ValueError("an id occurs twice")
         labels = [set() for _ in row]
         for box in content["annotations"]:
-            labels[row[box["image_id"]]].add(column[box["category_id"]])
-        names = {category["id"]: str(category["name"]) for category in content["categories"]}
-        return content, row, column, Dataset(
-            [names[number] for number in numbers],
-            strings(f"{root}/{name}/{image['file_name']}" for image in content["images"]),
-            multi_hot(labels, len(column)))
+            labels[row[box["image_id"]]].add(box["category_id"])
+        paths = [f"{root}/{name}/{image['file_name']}" for image in content["images"]]
+        data = Dataset([names[n] for n in numbers], paths, multi_hot(labels, numbers))
+    return content, row, numbers, data
 
 
 def load_coco(root, split, year):
@@ -311,45 +310,42 @@ def load_published(root, split, name):
     a line. VOC's difficult objects count as positive in these lists."""
     remedy = f"--download fetches it, from {LISTS}/{name}, into ROOT/longtail"
     file = root / "longtail" / f"{name}_labels.txt"
-    with reading(file, remedy):
-        classes = [line.rsplit(maxsplit=1) for line in file.read_text("utf-8").splitlines() if line]
-        if [int(number) for _, number in classes] != [*range(len(classes))]:
-            raise ValueError("not `name number` lines, counted from 0")
+    with reading(file, remedy):  # lines `name number`, by number; names may have spaces
+        classes, numbers = zip(*((" ".join(names), number) for *names, number in fields(file)))
     file = root / "longtail" / f"{name}_lt_{split}.txt"
     with reading(file, remedy):
-        rows = [line.split() for line in file.read_text("utf-8").splitlines() if line.strip()]
-        targets = multi_hot([[int(number) for number in row[1:]] for row in rows], len(classes))
-    paths = strings(f"{root}/{row[0]}" for row in rows)
-    return Dataset([name for name, _ in classes], paths, targets)
+        rows = fields(file)
+        targets = multi_hot([row[1:] for row in rows], numbers)
+    return Dataset([*classes], [f"{root}/{row[0]}" for row in rows], targets)
 
 
 def load_nuswide(root, split):
     """ROOT/nus_wid_data.csv (ASL's split) where it is there, else the official lists. Pictures that
     can no longer be had are counted and left out."""
-    file, lists = root / "nus_wid_data.csv", root / "Groundtruth" / "TrainTestLabels"
-    part = {"train": "Train", "test": "Test"}[split]
+    file, part = root / "nus_wid_data.csv", {"train": "Train", "test": "Test"}[split]
     remedy = "NUS-WIDE is nus_wid_data.csv, or ImageList/ and Groundtruth/TrainTestLabels/"
     if file.is_file():
         with reading(file, remedy), open(file, newline="", encoding="utf-8-sig") as lines:
             rows = [*csv.DictReader(lines, strict=True)]
-            names = [[n for n in re.split(r"[\[\]',\s]+", row["label"]) if n] for row in rows]
-            classes = sorted(set().union(*names))
-            rows = [(row["filepath"], [classes.index(n) for n in label])
-                    for row, label in zip(rows, names)
-                    if row["split_name"] == {"train": "train", "test": "val"}[split]]
-            paths = strings(f"{root}/{path}" for path, _ in rows)
-            targets = multi_hot([label for _, label in rows], len(classes))
+            labels = [[n for n in re.split(r"[\[\]',\s]+", row["label"]) if n] for row in rows]
+            classes, name = sorted(set().union(*labels)), {"train": "train", "test": "val"}[split]
+            data = Dataset(classes, [f"{root}/{row['filepath']}" for row in rows],
+                           multi_hot(labels, classes))
+            data = data.subset([row["split_name"] == name for row in rows])
     else:
         file = root / "ImageList" / f"{part}Imagelist.txt"
         with reading(file, remedy):
             paths = file.read_text("utf-8").replace("\\", "/").split()
-        files = {f.name[7:-len(part) - 5]: f for f in lists.glob(f"Labels_*_{part}.txt")}
-        classes, targets = sorted(files), np.zeros((len(paths), len(files)), np.int8)
-        for k, name in enumerate(classes):
+        folder = root / "Groundtruth" / "TrainTestLabels"
+        files = {f.name[7:-len(part) - 5]: f for f in folder.glob(f"Labels_*_{part}.txt")}
+        targets = np.zeros((len(paths), len(files)), np.int8)
+        for k, name in enumerate(sorted(files)):
             with reading(files[name], f"a 0 or 1 for each of the {len(paths)} rows of {file}"):
-                targets[:, k] = [("0", "1").index(n) for n in files[name].read_text().split()]
-        paths = strings(f"{root}/Flickr/{path}" for path in paths)
-    data = Dataset(classes, paths, targets)
+                column = coded(fields(files[name]), {"0": 0, "1": 1}, 1)[:, 0]
+                if len(column) != len(paths):
+                    raise ValueError(f"{len(column)} rows")
+                targets[:, k] = column
+        data = Dataset(sorted(files), [f"{root}/Flickr/{path}" for path in paths], targets)
     if lost := missing(data):
         print(f"NUS-WIDE {split}: {len(lost)} of {len(data)} pictures are MISSING and left out, "
               f"{data.paths[lost[0]]} first", file=sys.stderr)
@@ -358,17 +354,17 @@ def load_nuswide(root, split):
 
 def load_vg500(root, split):
     """Visual Genome's 500 most frequent labels, numbered without names in the published lists."""
-    file, source = root / f"{split}_list_500.txt", "SSGRL's data/VG has it"
-    with reading(file, source):
+    file, remedy = root / f"{split}_list_500.txt", "SSGRL's data/VG has it"
+    with reading(file, remedy):
         names = file.read_text("utf-8").split()
-    file = root / "vg_category_500_labels_index.json"
-    with reading(file, source):
+    file, classes = root / "vg_category_500_labels_index.json", [str(k) for k in range(500)]
+    with reading(file, remedy):
         labels = json.loads(file.read_text("utf-8"))
-        targets = multi_hot([labels[name] for name in names], 500)
+        targets = multi_hot([[json.dumps(n) for n in labels[name]] for name in names], classes)
     second = root / "VG_100K_2"  # the archives unpack into two folders
     there = set(os.listdir(second)) if second.is_dir() else ()
-    return Dataset([str(k) for k in range(500)], strings(
-        f"{second if name in there else root / 'VG_100K'}/{name}" for name in names), targets)
+    return Dataset(classes, [f"{second if name in there else root / 'VG_100K'}/{name}"
+                             for name in names], targets)
 
 
 WIDER = ["male", "long hair", "sunglasses", "hat", "T-shirt", "long sleeves", "formal", "shorts",
@@ -380,37 +376,33 @@ def load_wider(root, split):
     the test."""
     name = {"train": "trainval", "test": "test"}[split]
     file = root / "wider_attribute_annotation" / f"wider_attribute_{name}.json"
-    codes = {1: 1, -1: 0, 0: 0 if split == "train" else -1}
-    paths, targets = [], []
+    codes, paths, values = {1: 1, -1: 0, 0: 0 if split == "train" else -1}, [], []
     with reading(file, "WIDER Attribute is wider_attribute_annotation/ and Image/, unpacked here"):
         for image in json.loads(file.read_text("utf-8"))["images"]:
             for person in image["targets"]:
                 x, y, w, h = map(round, person["bbox"])
                 paths.append(f"{root}/Image/{image['file_name']}::{x},{y},{w},{h}")
-                targets.append([codes[value] for value in person["attribute"]])
-        targets = np.array(targets, np.int8).reshape(len(paths), len(WIDER))
-    return Crops(WIDER, strings(paths), targets)
+                values.append(person["attribute"])
+        targets = coded(values, codes, len(WIDER))
+    return Crops(WIDER, paths, targets)
 
 
 def boxes(name, root, split, paths):
     """For each path [(class, x0, y0, x1, y1, small)], in fractions of the picture; small: an area
-    below 32^2 in a picture of COCO's size (640 x 480)."""
+    below 32^2 in a picture of COCO's size (640 x 480), which no shape of scenes has."""
     if name.startswith("scenes"):
-        found = [[(k, *(v / SIDE for v in box)) for k, *box in draw_scene(*path.split("/")[1:])[1]]
-                 for path in paths]
-        return [[(*b, (b[3] - b[1]) * (b[4] - b[2]) < 32 ** 2 / 640 / 480) for b in picture]
-                for picture in found]
+        drawn = [draw_scene(*path.split("/")[1:])[1] for path in paths]
+        return [[(k, *(v / SIDE for v in box), False) for k, *box in found] for found in drawn]
     if not name.startswith("coco20"):
         raise InputError(f"{name} has no boxes: scenes, coco2014 and coco2017 have")
-    content, row, column, data = read_coco(Path(root), split, name[4:])
+    content, row, numbers, data = read_coco(Path(root), split, name[4:])
     found = {path: [] for path in data.paths}
     with reading(f"{root}/annotations", "--pointing needs bbox, area, width and height of COCO"):
         for annotation in content["annotations"]:
-            i = row[annotation["image_id"]]
-            width, height = content["images"][i]["width"], content["images"][i]["height"]
-            x, y, w, h = annotation["bbox"]
-            found[data.paths[i]].append((
-                column[annotation["category_id"]], x / width, y / height, (x + w) / width,
+            image, (x, y, w, h) = row[annotation["image_id"]], annotation["bbox"]
+            width, height = (content["images"][image][side] for side in ("width", "height"))
+            found[data.paths[image]].append((
+                numbers.index(annotation["category_id"]), x / width, y / height, (x + w) / width,
                 (y + h) / height, annotation["area"] < 32 ** 2))
     return [found[path] for path in paths]
 

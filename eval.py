@@ -38,7 +38,6 @@ from data import (
     normalize,
     process,
     reading,
-    strings,
 )
 
 KINDS = ("all-points", "envelope", "11-point")
@@ -531,7 +530,7 @@ def main(argv=None):
                 kept.write_text(json.dumps({"data": name, "split": tuned, "threshold": value}))
                 print(f"threshold tuned on {tuned}, in {kept}")
         if args.predict:
-            paths = strings(str(path) for path in pictures_in(args.predict))
+            paths = [str(path) for path in pictures_in(args.predict)]
             data = Dataset(classes, paths, np.zeros((len(paths), len(classes)), np.int8))
         else:
             data = split_of("server" if args.voc_server else args.split)
