@@ -46,7 +46,7 @@ def reading(file, remedy):
         raise InputError(f"{file} is missing: {remedy}") from None
     except KeyError as error:
         raise InputError(f"{file}: no {error}: {remedy}") from error
-    except (OSError, RuntimeError, ValueError, TypeError, SyntaxError, csv.Error,
+    except (OSError, RuntimeError, ValueError, TypeError, AttributeError, SyntaxError, csv.Error,
             Image.DecompressionBombError) as error:
         raise InputError(f"{file}: {str(error).splitlines()[0]:.300}: {remedy}") from error
 

@@ -125,10 +125,8 @@ def best_threshold(scores, targets):
 
 
 def pick_device():
-    for name in ("cuda", "mps"):
-        if getattr(torch, name).is_available():
-            return torch.device(name)
-    return torch.device("cpu")
+    there = torch.accelerator.is_available()  # cuda, mps, ...
+    return torch.accelerator.current_accelerator() if there else torch.device("cpu")
 
 
 def pick_dtype(amp, device):
@@ -241,8 +239,10 @@ def read_official(path, flags, root, split):
     """A released checkpoint as if train.py had written it; `flags`: its --model, --data, ..."""
     import train  # which imports this module
     method, settings = train.settings_of(flags)
-    return {"settings": settings, "ema": None, "model": method.from_official(read_file(path)),
-            "classes": load(settings["data"], root, split, check=False).classes, "counts": None}
+    with reading(path, f"--official takes what {settings['model']}'s authors released"):
+        state = method.from_official(read_file(path))
+    return {"settings": settings, "ema": None, "model": state, "counts": None,
+            "classes": load(settings["data"], root, split, check=False).classes}
 
 
 def open_model(checkpoint, path, with_offset):
@@ -403,33 +403,32 @@ def arguments(argv):
                                            "flags where it differs from the recipe")
     source.add_argument("--from-scores", metavar="NPZ", help="a file of --scores, or your own: "
                         "scores (N, K) in [0, 1], targets (N, K), classes (K,)")
-    parser.add_argument("--model", help="the method that --official is of")
-    parser.add_argument("--data", choices=SETS, help="default: the one trained on")
-    parser.add_argument("--root", help="default: the one trained on")
-    parser.add_argument("--split", default="test", choices=("train", "test"))
-    parser.add_argument("--workers", type=int, help="loading processes; default: by the device")
-    parser.add_argument("--limit", type=int, help="first N pictures")
-    parser.add_argument("--skip-bad", type=int, default=0, help="leave out up to N unreadable ones")
-    parser.add_argument("--ap", default=KINDS[0], choices=KINDS, help="definition of AP")
-    parser.add_argument("--threshold", default="0.5", help="number, or a file of --tune-threshold")
-    parser.add_argument("--tune-threshold", metavar="SPLIT", choices=("train", "test"),
-                        help="of the best F1 on SPLIT; kept beside the checkpoint")
-    parser.add_argument("--per-class", action="store_true", help="tune one threshold per class")
-    parser.add_argument("--image-size", type=int, help="default: the one trained on")
-    parser.add_argument("--sizes", type=lambda text: [int(size) for size in text.split(",")],
-                        help="image sizes to average over, 448,576")
-    parser.add_argument("--flip", action="store_true", help="average with the mirrored picture")
-    parser.add_argument("--residual", type=float, metavar="LAM",
-                        help="CSRA's test-time trick on a pooled linear classifier")
-    parser.add_argument("--predict", nargs="+", metavar="PATH", help="label files, folders")
-    parser.add_argument("--json", action="store_true", help="--predict: a JSON object per line")
-    parser.add_argument("--heatmaps", metavar="DIR", help="a contact sheet for each picture")
-    parser.add_argument("--each-head", action="store_true", help="--heatmaps: layers, heads apart")
-    parser.add_argument("--pointing", action="store_true", help="do the maps' maxima hit boxes?")
-    parser.add_argument("--out", metavar="JSON", help="write the table")
-    parser.add_argument("--scores", metavar="NPZ", help="write scores, targets, classes, paths")
-    parser.add_argument("--voc-server", metavar="DIR",
-                        help="write VOC 2012's comp2_cls files of its unlabelled test pictures")
+    flag = parser.add_argument
+    flag("--model", help="the method that --official is of")
+    flag("--data", choices=SETS, help="default: the one trained on")
+    flag("--root", help="default: the one trained on")
+    flag("--split", default="test", choices=("train", "test"))
+    flag("--workers", type=int, help="loading processes; default: by the device")
+    flag("--limit", type=int, help="first N pictures")
+    flag("--skip-bad", type=int, default=0, help="leave out up to N unreadable ones")
+    flag("--ap", default=KINDS[0], choices=KINDS, help="definition of AP")
+    flag("--threshold", default="0.5", help="number, or a file of --tune-threshold")
+    flag("--tune-threshold", metavar="SPLIT", choices=("train", "test"),
+         help="of the best F1 on SPLIT; kept beside the checkpoint")
+    flag("--per-class", action="store_true", help="tune one threshold per class")
+    flag("--image-size", type=int, help="default: the one trained on")
+    flag("--sizes", type=lambda text: [int(size) for size in text.split(",")],
+         help="image sizes to average over, 448,576")
+    flag("--flip", action="store_true", help="average with the mirrored picture")
+    flag("--residual", type=float, metavar="LAM", help="CSRA's trick on a pooled linear classifier")
+    flag("--predict", nargs="+", metavar="PATH", help="label files, folders")
+    flag("--json", action="store_true", help="--predict: a JSON object per line")
+    flag("--heatmaps", metavar="DIR", help="a contact sheet for each picture")
+    flag("--each-head", action="store_true", help="--heatmaps: layers, heads apart")
+    flag("--pointing", action="store_true", help="do the maps' maxima hit boxes?")
+    flag("--out", metavar="JSON", help="write the table")
+    flag("--scores", metavar="NPZ", help="write scores, targets, classes, paths")
+    flag("--voc-server", metavar="DIR", help="write comp2_cls files of VOC 2012's test pictures")
     args, flags = parser.parse_known_args(argv)
     if not args.official and (args.model or flags):
         parser.error(f"only with --official: {args.model or ''} {' '.join(flags)}")

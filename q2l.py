@@ -62,28 +62,11 @@ class Attention(nn.Module):
         return x, torch.softmax(q @ k.transpose(-1, -2) / math.sqrt(q.shape[-1]), -1)
 
 
-class EncoderLayer(nn.Module):
-    """Post-norm; positions are added to queries and keys."""
+class Layer(nn.Module):
+    """Eq. 1-3, post-norm. Without self-attention there is no norm1, as in the released decoder; the
+    encoder's layers are such, too: each token asks all of them."""
 
-    def __init__(self, d, heads, ffn, dropout):
-        super().__init__()
-        self.self_attn = Attention(d, heads, dropout)
-        self.linear1, self.linear2 = nn.Linear(d, ffn), nn.Linear(ffn, d)
-        self.norm1, self.norm2 = nn.LayerNorm(d), nn.LayerNorm(d)
-        self.dropout = nn.Dropout(dropout)
-
-    def forward(self, x, pos):
-        """x (B, HW, d), pos (HW, d)"""
-        q = x + pos
-        x = self.norm1(x + self.dropout(self.self_attn(q, q, x)[0]))
-        hidden = self.dropout(self.linear1(x).relu_())  # (B, HW, ffn)
-        return self.norm2(x + self.dropout(self.linear2(hidden)))
-
-
-class DecoderLayer(nn.Module):
-    """Eq. 1-3, post-norm. Without self-attention there is no norm1, as in the released model."""
-
-    def __init__(self, d, heads, ffn, dropout, self_attention):
+    def __init__(self, d, heads, ffn, dropout, self_attention=False):
         super().__init__()
         if self_attention:
             self.self_attn, self.norm1 = Attention(d, heads, dropout), nn.LayerNorm(d)
@@ -92,14 +75,14 @@ class DecoderLayer(nn.Module):
         self.norm2, self.norm3 = nn.LayerNorm(d), nn.LayerNorm(d)
         self.dropout, self.self_attention = nn.Dropout(dropout), self_attention
 
-    def forward(self, x, label_pos, keys, tokens, need_map=False):
-        """x (B or 1, K, d), label_pos (K, d), keys and tokens (B, HW, d) -> (B, K, d), map."""
+    def forward(self, x, pos, keys, values, need_map=False):
+        """x (B or 1, N, d), pos (N, d), keys and values (B, HW, d) -> (B, N, d), map."""
         if self.self_attention:
-            q = x + label_pos
+            q = x + pos
             x = self.norm1(x + self.dropout(self.self_attn(q, q, x)[0]))  # Eq. 1
-        found, weights = self.multihead_attn(x + label_pos, keys, tokens, need_map)  # Eq. 2
+        found, weights = self.multihead_attn(x + pos, keys, values, need_map)  # Eq. 2
         x = self.norm2(x + self.dropout(found))
-        hidden = self.dropout(self.linear1(x).relu_())  # (B, K, ffn)
+        hidden = self.dropout(self.linear1(x).relu_())  # (B, N, ffn)
         return self.norm3(x + self.dropout(self.linear2(hidden))), weights  # Eq. 3
 
 
@@ -121,10 +104,9 @@ class Q2LHead(nn.Module):
     def __init__(self, num_classes, d, ffn, heads, encoder_layers, decoder_layers, self_attention,
                  dropout):
         super().__init__()
-        self.encoder = nn.ModuleList(
-            EncoderLayer(d, heads, ffn, dropout) for _ in range(encoder_layers))
+        self.encoder = nn.ModuleList(Layer(d, heads, ffn, dropout) for _ in range(encoder_layers))
         self.decoder = nn.ModuleList(
-            DecoderLayer(d, heads, ffn, dropout, self_attention) for _ in range(decoder_layers))
+            Layer(d, heads, ffn, dropout, self_attention) for _ in range(decoder_layers))
         for p in self.parameters():
             if p.ndim > 1:
                 nn.init.xavier_uniform_(p)
@@ -140,7 +122,7 @@ class Q2LHead(nn.Module):
         pos = sine_positions(H, W, x.shape[1], x.device).to(x.dtype)
         tokens = x.flatten(2).transpose(1, 2)  # (B, HW, d)
         for layer in self.encoder:
-            tokens = layer(tokens, pos)
+            tokens, _ = layer(tokens, pos, tokens + pos, tokens)
         keys, maps = tokens + pos, []
         # The labels start alike for all pictures: one row of queries until they have seen a token.
         # Not so in training with self-attention, whose dropout is drawn for each picture.
@@ -253,8 +235,11 @@ def from_official(state):
                "input_proj.weight": "input_proj.weight", "input_proj.bias": "input_proj.bias"}
     for name in state:
         if name.startswith("transformer."):
-            renamed[name] = name.replace("transformer.", "head.").replace(".layers.", ".").replace(
-                "decoder.norm.", "norm.")
+            ours = name.replace("transformer.", "head.").replace(".layers.", ".")
+            if ".encoder." in name:
+                for old, new in (("norm2", "norm3"), ("norm1", "norm2"), ("self_", "multihead_")):
+                    ours = ours.replace(old, new)
+            renamed[name] = ours.replace("decoder.norm.", "norm.")
     head = {renamed[name]: tensor.squeeze(0) if name.startswith("fc.") else tensor
             for name, tensor in state.items() if not name.startswith("backbone.")}
     return {f"backbone.{name}": tensor for name, tensor in backbone.items()} | head

@@ -143,7 +143,7 @@ class PlainQ2L(torch.nn.Module):
         super().__init__()
         self.head, self.attn = head, torch.nn.ModuleList()
         for layer in (*head.encoder, *head.decoder):
-            ours = layer.self_attn if layer in head.encoder else layer.multihead_attn
+            ours = layer.multihead_attn
             twin = torch.nn.MultiheadAttention(ours.out_proj.in_features, ours.heads,
                                                dropout=ours.dropout, batch_first=True)
             twin.load_state_dict(ours.state_dict())
@@ -155,9 +155,9 @@ class PlainQ2L(torch.nn.Module):
         x = x.flatten(2).transpose(1, 2)
         for layer, attn in zip(head.encoder, self.attn):
             q = x + pos
-            x = layer.norm1(x + layer.dropout(attn(q, q, x)[0]))
+            x = layer.norm2(x + layer.dropout(attn(q, q, x)[0]))
             hidden = layer.dropout(layer.linear1(x).relu())
-            x = layer.norm2(x + layer.dropout(layer.linear2(hidden)))
+            x = layer.norm3(x + layer.dropout(layer.linear2(hidden)))
         pos_q = head.query_embed.expand(len(x), -1, -1)
         y = torch.zeros_like(pos_q)
         for layer, attn in zip(head.decoder, self.attn[len(head.encoder):]):

@@ -312,6 +312,15 @@ def test_residual_flip_and_sizes(checkpoint, tmp_path):
         call("--checkpoint", checkpoint("q2l")[0], "--residual", 0.3)
 
 
+def test_what_was_not_released_is_an_error(tmp_path):
+    file = tmp_path / "other.pth"
+    for content in ([1], {"state_dict": {"odd": torch.zeros(1)}}):
+        torch.save(content, file)
+        for model in ("csra", "q2l"):
+            with pytest.raises(InputError, match=f"other.pth: .*{model}'s authors"):
+                call("--model", model, "--official", file, "--data", "scenes")
+
+
 @pytest.mark.parametrize("backbone, trained, size, family, window", [
     ("test_vit", 128, 160, timm.models.vision_transformer, {}),
     ("swin_tiny_patch4_window7_224", 224, 256, timm.models.swin_transformer, {"window_size": 8})])

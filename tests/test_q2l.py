@@ -64,15 +64,17 @@ def test_parity_with_the_released_model(entry):
     loss.backward()
     torch.testing.assert_close(logits, torch.tensor(figures["logits"]), rtol=1e-4, atol=1e-5)
     assert loss.item() == pytest.approx(figures["loss"], rel=1e-4)
-    names = {"query_embed.weight": "query_embed", "fc.W": "W"}
+    names = {"query_embed.weight": "query_embed", "fc.W": "W",
+             "transformer.decoder.layers.1.linear1.weight": "decoder.1.linear1.weight",
+             "transformer.encoder.layers.0.self_attn.in_proj_weight":
+                 "encoder.0.multihead_attn.in_proj_weight"}
     for name, norm in figures["grad_norm"].items():
-        ours = names.get(name, name.removeprefix("transformer.").replace(".layers", ""))
-        assert model.head.get_parameter(ours).grad.norm().item() == pytest.approx(norm, rel=1e-4)
+        assert model.head.get_parameter(names[name]).grad.norm().item() == pytest.approx(norm, rel=1e-4)
 
 
 def test_decoder_with_self_attention_is_torchs_layer_with_positions():
     """torch's layer adds no positions, so each attention is asked with them by hand."""
-    layer = q2l.DecoderLayer(32, 4, 48, 0.1, self_attention=True).double().eval()
+    layer = q2l.Layer(32, 4, 48, 0.1, self_attention=True).double().eval()
     twin = torch.nn.TransformerDecoderLayer(32, 4, 48, batch_first=True).double().eval()
     twin.load_state_dict(layer.state_dict(), strict=True)
     x, pos = torch.randn(2, 5, 32).double(), torch.randn(5, 32).double()
@@ -89,13 +91,17 @@ def test_decoder_with_self_attention_is_torchs_layer_with_positions():
 
 
 def test_encoder_is_torchs_layer_with_positions():
-    layer = q2l.EncoderLayer(32, 4, 48, 0.1).double().eval()
+    layer = q2l.Layer(32, 4, 48, 0.1).double().eval()
     twin = torch.nn.TransformerEncoderLayer(32, 4, 48, batch_first=True).double().eval()
-    twin.load_state_dict(layer.state_dict(), strict=True)
+    twin.load_state_dict({name.replace("multihead_attn", "self_attn").replace(
+        "norm2", "norm1").replace("norm3", "norm2"): tensor
+        for name, tensor in layer.state_dict().items()}, strict=True)
     x, pos = torch.randn(2, 12, 32).double(), torch.randn(12, 32).double()
-    torch.testing.assert_close(layer(x, 0 * pos), twin(x), rtol=1e-10, atol=1e-10)
-    expected, _ = twin.self_attn(x + pos, x + pos, x)
-    torch.testing.assert_close(layer.self_attn(x + pos, x + pos, x)[0], expected)
+    torch.testing.assert_close(layer(x, 0 * pos, x, x)[0], twin(x), rtol=1e-10, atol=1e-10)
+    twin._sa_block = lambda x, *_, **__: twin.self_attn(x + pos, x + pos, x)[0]
+    with torch.enable_grad():  # else torch's fused layer, which knows no positions
+        expected = twin(x)
+    torch.testing.assert_close(layer(x, pos, x + pos, x)[0], expected, rtol=1e-10, atol=1e-10)
 
 
 def test_maps_are_the_weights_of_torchs_attention():
@@ -186,6 +192,9 @@ def released_format(model, backbone):
             state[name] = tensor
         else:
             name = name.removeprefix("head.").replace("coder.", "coder.layers.")
+            if name.startswith("encoder."):
+                name = name.replace("multihead_attn", "self_attn").replace(
+                    "norm2", "norm1").replace("norm3", "norm2")
             state[f"transformer.{name}"] = tensor
     return {"epoch": 7, "arch": "Q2L", "best_mAP": np.float64(84.9), "args": {},
             "state_dict": {f"module.{name}": tensor for name, tensor in state.items()},
