@@ -131,8 +131,6 @@ def pick_device():
 
 def pick_dtype(amp, device):
     """Autocast's dtype or None. auto: bf16 where the hardware has it, fp16 on older GPUs."""
-    if amp not in ("auto", "off", "bf16", "fp16"):
-        raise InputError(f"--amp {amp}: choose auto, off, bf16 or fp16")
     if amp != "auto":
         return {"off": None, "bf16": torch.bfloat16, "fp16": torch.float16}[amp]
     if device.type == "cuda":
@@ -149,11 +147,11 @@ def build_model(method, settings, classes):
              if p.kind is p.KEYWORD_ONLY]
     try:
         return method.build(classes, **{name: settings[name] for name in hyper})
-    except (OSError, RuntimeError, ValueError) as error:
+    except (OSError, RuntimeError, ValueError, AssertionError) as error:
         remedy = ("\nPretrained weights need a network once, then they are cached; "
                   "--no-pretrained starts from random ones.") if settings["pretrained"] else ""
         raise InputError(f"{settings['model']}, backbone {settings['backbone']}: "
-                         f"{str(error)[:800]}{remedy}") from error
+                         f"{str(error)[:800] or repr(error)}{remedy}") from error
 
 
 def start_processes():
@@ -395,6 +393,12 @@ def read_threshold(text, classes):
             return np.array([value[name] for name in classes]) if isinstance(value, dict) else value
 
 
+def count(text):
+    if int(text) < 1:
+        raise argparse.ArgumentTypeError(f"{text}: must be at least 1")
+    return int(text)
+
+
 def arguments(argv):
     parser = argparse.ArgumentParser(description=__doc__.split("\n")[0], allow_abbrev=False)
     source = parser.add_mutually_exclusive_group(required=True)
@@ -409,15 +413,15 @@ def arguments(argv):
     flag("--root", help="default: the one trained on")
     flag("--split", default="test", choices=("train", "test"))
     flag("--workers", type=int, help="loading processes; default: by the device")
-    flag("--limit", type=int, help="first N pictures")
+    flag("--limit", type=count, help="first N pictures")
     flag("--skip-bad", type=int, default=0, help="leave out up to N unreadable ones")
     flag("--ap", default=KINDS[0], choices=KINDS, help="definition of AP")
     flag("--threshold", default="0.5", help="number, or a file of --tune-threshold")
     flag("--tune-threshold", metavar="SPLIT", choices=("train", "test"),
          help="of the best F1 on SPLIT; kept beside the checkpoint")
     flag("--per-class", action="store_true", help="tune one threshold per class")
-    flag("--image-size", type=int, help="default: the one trained on")
-    flag("--sizes", type=lambda text: [int(size) for size in text.split(",")],
+    flag("--image-size", type=count, help="default: the one trained on")
+    flag("--sizes", type=lambda text: [*map(count, text.split(","))],
          help="image sizes to average over, 448,576")
     flag("--flip", action="store_true", help="average with the mirrored picture")
     flag("--residual", type=float, metavar="LAM", help="CSRA's trick on a pooled linear classifier")
@@ -467,6 +471,12 @@ def main(argv=None):
     start_processes()
     torch.manual_seed(0)  # for view_offset
     (rank, world), tuned, extra = process(), "", {}
+    for path in filter(None, (args.out, args.scores, args.heatmaps, args.voc_server)):
+        with reading(path, "choose another place to write to"):  # now, before hours of work
+            folder = Path(path).parent if path in (args.out, args.scores) else Path(path)
+            folder.mkdir(parents=True, exist_ok=True)
+            if not os.access(folder, os.W_OK):
+                raise PermissionError("not writable")
     if world > 1 and (args.predict or args.heatmaps or args.pointing):
         raise InputError("--predict, --heatmaps and --pointing run in one process")
     if args.from_scores:

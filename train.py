@@ -73,12 +73,11 @@ HELP = {
     "drop_unlabelled": "leave out pictures without labels",
     "long_tail": "make the training split long-tailed: most over least frequent class",
     "clip_grad": "norm; 0: none",
-    "loss": "asl, focal, bce or db (mean) in place of the method's own",
-    "optimizer": "sgd, adam or adamw", "schedule": "step, onecycle or cosine",
+    "loss": "the mean of this one in place of the method's own",
     "pct_start": "rising part of onecycle", "decay_epochs": "schedule step: x 0.1 every so many",
     "warmup_epochs": "linear; step and cosine", "schedule_epochs": "if cut short; 0: epochs",
     "ema": "decay; 0: none", "root": "folder of the data set", "out": "folder of the run",
-    "workers": "-1: by the device", "amp": "auto, off, bf16 or fp16", "compile": "torch.compile",
+    "workers": "-1: by the device", "compile": "torch.compile",
     "accumulate": "parts of a step's batch, one after the other, to save memory",
     "grad_checkpointing": "compute activations twice, to save memory",
     "sync_bn": "BatchNorm's statistics over all processes",
@@ -86,6 +85,10 @@ HELP = {
     "skip_bad": "leave out up to N unreadable pictures",
     "limit": "first N training pictures", "resume": "go on from OUT/last.pt",
     "download": "fetch the data into ROOT"}
+CHOICES = {"loss": ("asl", "focal", "bce", "db"), "optimizer": ("sgd", "adam", "adamw"),
+           "schedule": ("step", "onecycle", "cosine"), "amp": ("auto", "off", "bf16", "fp16")}
+BOUNDS = {"workers": (-1, math.inf), "ema": (0, 1), "pct_start": (0, 1), **dict.fromkeys(
+    ("epochs", "batch_size", "image_size", "decay_epochs", "accumulate"), (1, math.inf))}
 SHOWN = ("mAP", "head", "medium", "tail", "CF1", "OF1")  # after each epoch
 LOG_EVERY = 50  # steps
 
@@ -122,9 +125,9 @@ def settings_of(argv):
         if isinstance(value, bool):
             kind = {"action": argparse.BooleanOptionalAction}
         elif isinstance(value, tuple):
-            kind = {"type": lambda text: tuple(map(literal, filter(None, text.split(","))))}
-        choices = {"model": methods, "data": list(method.RECIPES),
-                   "loss": ["asl", "focal", "bce", "db"]}.get(name)
+            item = float if name in ("mean", "std") else str
+            kind = {"type": lambda text, item=item: tuple(map(item, filter(None, text.split(","))))}
+        choices = CHOICES.get(name, {"model": methods, "data": [*method.RECIPES]}.get(name))
         parser.add_argument("--" + name.replace("_", "-"), choices=choices, **kind,
                             help=f"{HELP.get(name, '')} [{value}]")
     flags = vars(parser.parse_args(argv))
@@ -138,14 +141,15 @@ def settings_of(argv):
             raise InputError(f"{last} was made with other settings for {', '.join(changed)}: "
                              "leave these flags out to resume, or start anew with another --out")
     settings |= flags
-    for name in ("epochs", "batch_size", "image_size", "decay_epochs", "accumulate"):
-        if settings[name] < 1:
-            parser.error(f"--{name.replace('_', '-')} {settings[name]}: must be at least 1")
+    for name, value in settings.items():
+        low, high = BOUNDS.get(name, (0, math.inf))
+        if type(value) in (int, float) and not low <= value < high:
+            parser.error(f"--{name.replace('_', '-')} {value}: must be in [{low}, {high})")
+    if not len(settings["mean"]) == len(settings["std"]) == 3 or 0 in settings["std"]:
+        parser.error("--mean, --std: three numbers each, r,g,b; none of --std is 0")
     if 0 < settings["schedule_epochs"] < settings["epochs"]:
         parser.error(f"--epochs {settings['epochs']}: the schedule ends after "
                      f"{settings['schedule_epochs']}; --schedule-epochs 0 makes it as long")
-    if not 0 <= settings["ema"] < 1:
-        parser.error(f"--ema {settings['ema']}: must be in [0, 1)")
     return method, settings
 
 
@@ -154,8 +158,6 @@ def optimizer_and_schedule(groups, settings, steps):
     kind = {"sgd": partial(SGD, momentum=0.9), "adam": Adam, "adamw": AdamW}
     name, schedule = settings["optimizer"], settings["schedule"]
     total = (settings["schedule_epochs"] or settings["epochs"]) * steps
-    if name not in kind or schedule not in ("step", "onecycle", "cosine"):
-        raise InputError(f"--optimizer {name} --schedule {schedule}: see --help for the choices")
     optimizer = kind[name](groups, fused=groups[0]["params"][0].device.type in ("cuda", "cpu"))
     if schedule == "onecycle":
         rates = [group["lr"] for group in optimizer.param_groups]

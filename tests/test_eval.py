@@ -312,6 +312,16 @@ def test_residual_flip_and_sizes(checkpoint, tmp_path):
         call("--checkpoint", checkpoint("q2l")[0], "--residual", 0.3)
 
 
+def test_where_nothing_can_be_written_is_said_before_the_work(checkpoint, tmp_path, monkeypatch):
+    file, _ = checkpoint("asl")
+    monkeypatch.setattr(evaluation, "open_model", None)  # the work
+    for flag in ("--out", "--scores", "--heatmaps", "--voc-server"):
+        with pytest.raises(InputError, match="choose another place to write to"):
+            call("--checkpoint", file, flag, file / "inside" / "x")
+    with pytest.raises(SystemExit):
+        call("--checkpoint", file, "--limit", -5)
+
+
 def test_what_was_not_released_is_an_error(tmp_path):
     file = tmp_path / "other.pth"
     for content in ([1], {"state_dict": {"odd": torch.zeros(1)}}):

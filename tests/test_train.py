@@ -90,11 +90,14 @@ def test_a_loss_that_is_not_finite_stops_the_run(tmp_path, capsys, monkeypatch):
 @pytest.mark.parametrize("flags, message", [
     (("--model", "nonesuch"), "csra"), (("--nonesuch", 1), "usage.*--lam"),
     (("--data", "nonesuch"), "scenes, scenes-lt, csv"), (("--data", "csv"), "--root"),
-    (("--heads", 3), "heads=3"), (("--optimizer", "lion"), "--optimizer lion"),
+    (("--heads", 3), "heads=3"), (("--optimizer", "lion"), "--optimizer.*adamw"),
     (("--augment", "mixup"), "crop, flip"), (("--pretrained",), "--no-pretrained"),
     (("--backbone", "resnet999"), "resnet999"), (("--amp", "int4"), "bf16"),
     (("--epochs", "many"), "--epochs"), (("--schedule-epochs", 3), "--schedule-epochs 0"),
-    (("--image-size", "-1"), "image-size")])
+    (("--image-size", "-1"), "image-size"), (("--mean", "0.5,0.5"), "three numbers"),
+    (("--std", "a,b,c"), "--std"), (("--seed", -1), "--seed -1"), (("--ema", 1), "--ema 1"),
+    (("--pct-start", 2), "--pct-start"), (("--skip-bad", -1), "--skip-bad"), (("--lr", -1), "--lr"),
+    (("--output-stride", 5), "csra, backbone"), (("--schedule", "flat"), "onecycle")])
 def test_wrong_flags_are_named(flags, message, tmp_path, capsys):
     with pytest.raises(SystemExit) as stop:
         train.main(["--model", "csra", *map(str, flags), "--out", str(tmp_path / "x")])
