@@ -124,21 +124,25 @@ def best_threshold(scores, targets):
     return float(middle if middle < s[last[best]] else lower)
 
 
-def pick_device():
-    there = torch.accelerator.is_available()  # cuda, mps, ...
-    return torch.accelerator.current_accelerator() if there else torch.device("cpu")
-
-
-def pick_dtype(amp, device):
-    """Autocast's dtype or None. auto: bf16 where the hardware has it, fp16 on older GPUs."""
-    if amp != "auto":
-        return {"off": None, "bf16": torch.bfloat16, "fp16": torch.float16}[amp]
-    if device.type == "cuda":
+def hardware(amp, workers):
+    """Under torchrun join the other processes, each with its GPU. The device; autocast's dtype or
+    None (auto: bf16 where the hardware has it, fp16 on older GPUs); loading processes (-1: by the
+    cores of this process)."""
+    cuda, there = torch.cuda.is_available(), torch.accelerator.is_available()  # cuda, mps, ...
+    if "WORLD_SIZE" in os.environ and not dist.is_initialized():
+        if cuda:
+            torch.cuda.set_device(int(os.environ["LOCAL_RANK"]))
+        dist.init_process_group("cpu:gloo,cuda:nccl" if cuda else "gloo")
+    device = torch.accelerator.current_accelerator() if there else torch.device("cpu")
+    dtype = {"bf16": torch.bfloat16, "fp16": torch.float16}.get(amp)
+    if amp == "auto" and cuda:
         native = torch.cuda.is_bf16_supported(including_emulation=False)
-        return torch.bfloat16 if native else torch.float16
-    fast = device.type == "cpu" and (torch.cpu._is_avx512_bf16_supported()
-                                     or torch.cpu._is_amx_tile_supported())
-    return torch.bfloat16 if fast else None
+        dtype = torch.bfloat16 if native else torch.float16
+    elif amp == "auto" and not there and (torch.cpu._is_avx512_bf16_supported()
+                                          or torch.cpu._is_amx_tile_supported()):
+        dtype = torch.bfloat16
+    cores = os.cpu_count() // int(os.environ.get("LOCAL_WORLD_SIZE", "1"))
+    return device, dtype, min(8, cores if cuda else cores // 2) if workers < 0 else workers
 
 
 def build_model(method, settings, classes):
@@ -152,20 +156,6 @@ def build_model(method, settings, classes):
                   "--no-pretrained starts from random ones.") if settings["pretrained"] else ""
         raise InputError(f"{settings['model']}, backbone {settings['backbone']}: "
                          f"{str(error)[:800] or repr(error)}{remedy}") from error
-
-
-def start_processes():
-    """Under torchrun: join the other processes, each with its GPU."""
-    if "WORLD_SIZE" in os.environ and not dist.is_initialized():
-        if torch.cuda.is_available():
-            torch.cuda.set_device(int(os.environ["LOCAL_RANK"]))
-        dist.init_process_group("cpu:gloo,cuda:nccl" if torch.cuda.is_available() else "gloo")
-
-
-def pick_workers(device):
-    """Loading processes for each process of the run."""
-    cores = os.cpu_count() // int(os.environ.get("LOCAL_WORLD_SIZE", "1"))
-    return min(8, cores if device.type == "cuda" else cores // 2)
 
 
 def with_progress(batches):
@@ -412,7 +402,7 @@ def arguments(argv):
     flag("--data", choices=SETS, help="default: the one trained on")
     flag("--root", help="default: the one trained on")
     flag("--split", default="test", choices=("train", "test"))
-    flag("--workers", type=int, help="loading processes; default: by the device")
+    flag("--workers", type=int, default=-1, help="loading processes; -1: by the device")
     flag("--limit", type=count, help="first N pictures")
     flag("--skip-bad", type=int, default=0, help="leave out up to N unreadable ones")
     flag("--ap", default=KINDS[0], choices=KINDS, help="definition of AP")
@@ -468,17 +458,13 @@ def table(title, result, classes, kind, threshold, split):
 
 def main(argv=None):
     args, flags = arguments(argv)
-    start_processes()
-    torch.manual_seed(0)  # for view_offset
-    (rank, world), tuned, extra = process(), "", {}
+    rank, tuned, extra = 0, "", {}
     for path in filter(None, (args.out, args.scores, args.heatmaps, args.voc_server)):
         with reading(path, "choose another place to write to"):  # now, before hours of work
             folder = Path(path).parent if path in (args.out, args.scores) else Path(path)
             folder.mkdir(parents=True, exist_ok=True)
             if not os.access(folder, os.W_OK):
                 raise PermissionError("not writable")
-    if world > 1 and (args.predict or args.heatmaps or args.pointing):
-        raise InputError("--predict, --heatmaps and --pointing run in one process")
     if args.from_scores:
         with reading(args.from_scores, "needs scores (N, K) in [0, 1], targets (N, K), classes"), \
                 np.load(args.from_scores) as file:
@@ -496,11 +482,13 @@ def main(argv=None):
             else read_checkpoint(file)
         weights = "released" if args.official else "ema" if checkpoint["ema"] else "raw"
         settings, classes, counts = (checkpoint[key] for key in ("settings", "classes", "counts"))
+        device, dtype, settings["workers"] = hardware(settings["amp"], args.workers)
+        rank, world = process()
+        if world > 1 and (args.predict or args.heatmaps or args.pointing):
+            raise InputError("--predict, --heatmaps and --pointing run in one process")
+        torch.manual_seed(0)  # for view_offset
         model, offset = open_model(checkpoint, file, args.heatmaps or args.pointing)
         name, root = args.data or settings["data"], args.root or settings["root"]
-        device = pick_device()
-        dtype = pick_dtype(settings["amp"], device)
-        settings["workers"] = pick_workers(device) if args.workers is None else args.workers
         sizes = args.sizes or [settings["image_size"]]
         models = [at_size(model, size).to(device, memory_format=torch.channels_last)
                   for size in sizes]

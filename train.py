@@ -34,28 +34,12 @@ import torch
 import torch.distributed as dist
 import torch.nn.functional as F
 from torch.nn.parallel import DistributedDataParallel
-from torch.optim import SGD, Adam, AdamW
-from torch.optim.lr_scheduler import (
-    ChainedScheduler,
-    CosineAnnealingLR,
-    LinearLR,
-    OneCycleLR,
-    StepLR,
-)
+from torch.optim import SGD, Adam, AdamW, lr_scheduler
 from torch.optim.swa_utils import AveragedModel, get_ema_multi_avg_fn
 
 from asl import loss_by_name
 from data import InputError, load, loader, normalize, process, reading
-from eval import (
-    build_model,
-    metrics,
-    pick_device,
-    pick_dtype,
-    pick_workers,
-    predict,
-    read_checkpoint,
-    start_processes,
-)
+from eval import build_model, hardware, metrics, predict, read_checkpoint
 
 RECIPE = {  # what a recipe may set, and what holds where it doesn't
     "backbone": "resnet101.tv_in1k", "pretrained": True, "image_size": 448,
@@ -161,12 +145,13 @@ def optimizer_and_schedule(groups, settings, steps):
     optimizer = kind[name](groups, fused=groups[0]["params"][0].device.type in ("cuda", "cpu"))
     if schedule == "onecycle":
         rates = [group["lr"] for group in optimizer.param_groups]
-        return optimizer, OneCycleLR(optimizer, rates, total, pct_start=settings["pct_start"])
+        return optimizer, lr_scheduler.OneCycleLR(optimizer, rates, total,
+                                                  pct_start=settings["pct_start"])
     warmup = max(round(settings["warmup_epochs"] * steps), 1)
-    decay = StepLR(optimizer, settings["decay_epochs"] * steps) if schedule == "step" \
-        else CosineAnnealingLR(optimizer, total)
-    rise = LinearLR(optimizer, 1 / warmup, total_iters=warmup - 1)
-    return optimizer, ChainedScheduler([rise, decay])
+    rise = lr_scheduler.LinearLR(optimizer, 1 / warmup, total_iters=warmup - 1)
+    decay = lr_scheduler.StepLR(optimizer, settings["decay_epochs"] * steps) \
+        if schedule == "step" else lr_scheduler.CosineAnnealingLR(optimizer, total)
+    return optimizer, lr_scheduler.ChainedScheduler([rise, decay])
 
 
 def save(checkpoint, path):
@@ -194,12 +179,9 @@ def gathered(x, rows, fill):
 
 def train(method, settings):
     """Train as the settings say; returns the last line of the log."""
-    start_processes()
-    s, device, (rank, world) = settings, pick_device(), process()
-    dtype = pick_dtype(s["amp"], device)
-    if s["workers"] < 0:
-        s["workers"] = pick_workers(device)
-    parts = s["accumulate"]
+    s, parts = settings, settings["accumulate"]
+    device, dtype, s["workers"] = hardware(s["amp"], s["workers"])
+    rank, world = process()
     if s["batch_size"] % (world * parts):
         raise InputError(f"--batch-size {s['batch_size']} must be a multiple of {world} processes "
                          f"times --accumulate {parts}")

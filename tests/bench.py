@@ -23,7 +23,7 @@ import cprfl
 import csra
 import data
 import q2l
-from eval import build_model, pick_device, pick_dtype
+from eval import build_model, hardware
 from train import settings_of
 
 
@@ -291,8 +291,7 @@ def step_speed(compiled):
 
 
 def steps_of_all(compiled, features):
-    device, gpu = pick_device(), torch.cuda.is_available()
-    dtype = pick_dtype("auto", device)
+    (device, dtype, _), gpu = hardware("auto", 0), torch.cuda.is_available()
     best = matrix_speed(device, dtype or torch.float32, 8192 if gpu else 1024)
     where = torch.cuda.get_device_name() if gpu else f"{torch.get_num_threads()} threads"
     size, small = (448, []) if gpu else (160, ["--backbone", "resnet18", "--batch-size", "8"])
@@ -344,7 +343,7 @@ def steps_of(name, method, s, way, compiled, images, targets):
     optimizer = kind(groups, **({"fused": True} if ours else {"foreach": False}))
     scaler = torch.amp.GradScaler(device.type, enabled=gpu and not ours)
     plain_type = torch.float16 if gpu else None
-    dtype = pick_dtype("auto", device) if ours else plain_type
+    dtype = hardware("auto", 0)[1] if ours else plain_type
     average = {"multi_avg_fn": get_ema_multi_avg_fn(0.999)} if ours else {
         "avg_fn": lambda old, new, _: 0.999 * old + 0.001 * new}
     ema = AveragedModel(model, **average)
