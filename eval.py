@@ -294,20 +294,20 @@ def enlarge(maps, height, width, offset):
 
 
 def attention_batches(model, data, settings, size, device):
-    """(index, probabilities (K,), maps (..., K, H, W)) of every picture that can be read."""
+    """(index, maps (..., K, H, W)) of every picture that can be read."""
     for batch in with_progress(loader(data, size, settings["batch_size"],
                                       workers=settings["workers"])):
         with torch.inference_mode():
             images = normalize(batch.images, device, settings["mean"], settings["std"])
-            logits, maps = model.attention(images)
-        yield from zip(batch.index.tolist(), logits.double().sigmoid().tolist(), maps)
+            _, maps = model.attention(images)
+        yield from zip(batch.index.tolist(), maps)
 
 
 def pointing(attention, found, offset, targets):
     """Pointing game: in percent, how often a present class's map, averaged over layers and heads,
     has its maximum in a box of that class; `small`: where all its boxes are small."""
     hits = {"pointing": [], "pointing_small": []}
-    for i, _, maps in attention:
+    for i, maps in attention:
         present = np.flatnonzero(targets[i] == 1)
         if not len(present):
             continue
@@ -336,23 +336,22 @@ def overlay(image, one, offset):
     return Image.blend(image.convert("L").convert("RGB"), colours, 0.6)
 
 
-def draw_heatmaps(folder, attention, data, offset, threshold, each_head, width=224):
+def draw_heatmaps(folder, attention, data, scores, offset, threshold, each_head, width=224):
     """A contact sheet per picture, NUMBER-NAME.png: the picture, then an overlay for each class
     above the threshold; `each_head`: a row per class, its layers and heads."""
-    folder.mkdir(parents=True, exist_ok=True)
     font, thresholds = ImageFont.load_default(14), np.broadcast_to(threshold, len(data.classes))
-    for i, scores, maps in attention:
+    for i, maps in attention:
         image = Image.fromarray(data.picture(i).permute(1, 2, 0).numpy())
         image = image.resize((width, max(round(width * image.height / image.width), 1)))
         maps = maps if maps.ndim > 3 else maps[None]  # (..., heads, K, H, W)
         rows = [[(image, "")]]
-        for k in np.argsort(scores)[::-1]:
-            name, own = f"{data.classes[k]} {scores[k]:.2f}", maps[..., k, :, :]
-            if scores[k] > thresholds[k] and each_head:
+        for k in np.argsort(-scores[i]):
+            name, own = f"{data.classes[k]} {scores[i, k]:.2f}", maps[..., k, :, :]
+            if scores[i, k] > thresholds[k] and each_head:
                 rows.append([(image, name)] + [
                     (overlay(image, own[at], offset), ".".join(str(n + 1) for n in at))
                     for at in np.ndindex(*own.shape[:-2])])
-            elif scores[k] > thresholds[k]:
+            elif scores[i, k] > thresholds[k]:
                 rows[0].append((overlay(image, own.flatten(0, -3).mean(0), offset), name))
         rows = rows[1:] if len(rows) > 1 else [rows[0][n:n + 6] for n in range(0, len(rows[0]), 6)]
         x, y = width + 4, image.height + 22
@@ -534,12 +533,11 @@ def main(argv=None):
         scores, index = scores_of(data, len(data) if args.predict else args.skip_bad)
         attention = attention_batches(models[0], data.subset(index), settings, sizes[0], device)
         if args.heatmaps:
-            draw_heatmaps(Path(args.heatmaps), attention, data.subset(index), offset, threshold,
-                          args.each_head)
+            draw_heatmaps(Path(args.heatmaps), attention, data.subset(index), scores, offset,
+                          threshold, args.each_head)
         if args.predict:
-            scores = scores.round(4)
             for i, row, above in zip(index, scores, scores > threshold):
-                labels = {classes[k]: float(row[k]) for k in np.argsort(-row) if above[k]}
+                labels = {classes[k]: round(row[k].item(), 4) for k in np.argsort(-row) if above[k]}
                 print(json.dumps({"path": paths[i], "labels": labels}) if args.json else
                       f"{paths[i]}: " + ", ".join(f"{n} {v:.2f}" for n, v in labels.items()))
             return int(len(index) < len(data))

@@ -251,6 +251,17 @@ def test_sheets_of_heat_maps(checkpoint, tmp_path):
         assert sheet.name == "00000-0.png" and size in (None, Image.open(sheet).size)
 
 
+def test_sheets_show_what_the_views_predict(checkpoint, tmp_path, monkeypatch):
+    def drawn(folder, attention, data, scores, *_):
+        assert np.array_equal(scores, np.load(tmp_path / "s.npz")["scores"])
+        drawn.indices = [i for i, _ in attention]
+    monkeypatch.setattr(evaluation, "draw_heatmaps", drawn)
+    flags = ("--checkpoint", checkpoint("csra")[0], "--limit", 3, "--flip", "--sizes", "96,128")
+    call(*flags, "--scores", tmp_path / "s.npz")
+    call(*flags, "--heatmaps", tmp_path / "maps")
+    assert drawn.indices == [0, 1, 2]
+
+
 def test_maps_lie_where_their_cells_look():
     one = torch.zeros(1, 8, 8)
     one[0, 2, 5] = 1
@@ -271,11 +282,11 @@ def test_pointing_game():
     maps[:, 0, 1, 2], maps[:, 1, 3, 3], maps[:, 2, 0, 0] = 1, 1, 1
     inside, outside = (0.5, 0.25, 0.75, 0.5), (0.0, 0.5, 0.2, 0.9)
     found = [[(0, *outside, False), (0, *inside, True), (1, *inside, True), (1, *outside, True)]]
-    result = evaluation.pointing([(0, None, maps), (1, None, maps)], [*found, []], (0, 0),
+    result = evaluation.pointing([(0, maps), (1, maps)], [*found, []], (0, 0),
                                  np.array([[1, 1, 0], [0, 0, 0]]))
     assert result == {"pointing": 50.0, "pointing_small": 0.0, "pointing_pairs": 2,
                       "pointing_small_pairs": 1}
-    result = evaluation.pointing([(0, None, maps[0])], found, (-0.3, 0), np.array([[1, 0, 0]]))
+    result = evaluation.pointing([(0, maps[0])], found, (-0.3, 0), np.array([[1, 0, 0]]))
     assert result == {"pointing": 0.0, "pointing_pairs": 1, "pointing_small_pairs": 0}
 
 
