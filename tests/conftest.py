@@ -48,6 +48,12 @@ def parity_batch(figures):
     return images, torch.tensor(figures["targets"], dtype=torch.int8)
 
 
+def print_difference(method, found, expected):
+    """README's figures: `python -m pytest -s -k parity tests`; relative to the largest value."""
+    found, expected = torch.as_tensor(found).detach(), torch.tensor(expected)
+    print(f"\n{method}: {((found - expected).abs().max() / expected.abs().max()).item():.0e}")
+
+
 def run(*command, cwd=HERE.parent, ok=True):
     """Run `python COMMAND...` as a user does; the text of stdout and stderr."""
     done = subprocess.run([sys.executable, *map(str, command)], cwd=cwd, text=True, check=False,

@@ -5,7 +5,7 @@ import shutil
 import pytest
 import torch
 import torch.nn.functional as F
-from conftest import PARITY, run
+from conftest import PARITY, print_difference, run
 
 import asl
 from asl import asymmetric_loss
@@ -17,6 +17,7 @@ def test_parity_with_the_released_loss(row):
     y = torch.tensor(PARITY["asl"]["targets"])
     loss = asymmetric_loss(z, y, row["gamma_neg"], row["gamma_pos"], row["clip"], row["detach"])
     loss.backward()
+    print_difference("asl", loss, row["sum"])
     assert loss.item() == pytest.approx(row["sum"], rel=1e-5)
     torch.testing.assert_close(z.grad, torch.tensor(row["grad"]), rtol=1e-5, atol=1e-5)
 

@@ -9,7 +9,7 @@ import pytest
 import torch
 import torchvision
 from bench import plain_interaction
-from conftest import HERE, PARITY, parity_batch, released_weights, run
+from conftest import HERE, PARITY, parity_batch, print_difference, released_weights, run
 from torch import nn
 
 import cprfl
@@ -57,6 +57,7 @@ def test_parity_with_the_released_model():
     model.load_state_dict(cprfl.from_official({"state_dict": state}), strict=True)
     images, targets = parity_batch(figures)
     logits = model(images)
+    print_difference("cprfl", logits, figures["logits"])
     loss = cprfl.loss(logits, targets)
     loss.backward()
     torch.testing.assert_close(logits, torch.tensor(figures["logits"]), rtol=1e-4, atol=1e-4)

@@ -5,7 +5,7 @@ import shutil
 import pytest
 import torch
 import torchvision
-from conftest import HERE, PARITY, parity_batch, released_weights, run
+from conftest import HERE, PARITY, parity_batch, print_difference, released_weights, run
 
 import csra
 
@@ -28,6 +28,7 @@ def test_parity_with_the_released_model(entry):
     model.load_state_dict(csra.from_official(state), strict=True)
     images, targets = parity_batch(figures)
     logits = model(images)
+    print_difference("csra", logits, figures["logits"])
     loss = csra.loss(logits, targets)
     loss.backward()
     torch.testing.assert_close(logits, torch.tensor(figures["logits"]), rtol=1e-4, atol=1e-5)

@@ -8,7 +8,7 @@ import numpy as np
 import pytest
 import torch
 import torchvision
-from conftest import HERE, PARITY, parity_batch, released_weights, run
+from conftest import HERE, PARITY, parity_batch, print_difference, released_weights, run
 
 import q2l
 
@@ -60,6 +60,7 @@ def test_parity_with_the_released_model(entry):
     model.load_state_dict(q2l.from_official({"state_dict": state, "epoch": 3}), strict=True)
     images, targets = parity_batch(figures)
     logits = model(images)
+    print_difference("q2l", logits, figures["logits"])
     loss = q2l.loss(logits, targets)
     loss.backward()
     torch.testing.assert_close(logits, torch.tensor(figures["logits"]), rtol=1e-4, atol=1e-5)
