@@ -38,22 +38,20 @@ GAMMAS = {"paper": {"gamma_pos": 0, "gamma_neg": 1}, "released": {"gamma_pos": 0
 
 
 class Attention(nn.Module):
-    """Multi-head attention with torch.nn.MultiheadAttention's parameters, through torch's fused
-    kernel; queries of batch size 1 serve all pictures."""
+    """Multi-head attention through torch's fused kernel; queries of batch size 1 serve all
+    pictures. Three matrices, not one: its parts' gradients would have to be joined again."""
 
     def __init__(self, d, heads, dropout):
         super().__init__()
         self.heads, self.dropout = heads, dropout
-        self.in_proj_weight = nn.Parameter(nn.init.xavier_uniform_(torch.empty(3 * d, d)))
-        self.in_proj_bias = nn.Parameter(torch.zeros(3 * d))
-        self.out_proj = nn.Linear(d, d)
-        nn.init.zeros_(self.out_proj.bias)
+        self.q, self.k, self.v, self.out_proj = (nn.Linear(d, d) for _ in range(4))
+        for linear in (self.q, self.k, self.v, self.out_proj):
+            nn.init.zeros_(linear.bias)
 
     def forward(self, q, k, v, need_map=False):
         """q (B or 1, N, d), k and v (B, M, d) -> (B, N, d), and the weights (B, heads, N, M)."""
-        q, k, v = (F.linear(x, w, b).unflatten(-1, (self.heads, -1)).transpose(1, 2)
-                   for x, w, b in zip((q, k, v), self.in_proj_weight.chunk(3),
-                                      self.in_proj_bias.chunk(3)))  # (B, heads, N or M, d / heads)
+        q, k, v = (x.unflatten(-1, (self.heads, -1)).transpose(1, 2)
+                   for x in (self.q(q), self.k(k), self.v(v)))  # (B, heads, N or M, d / heads)
         q = q.expand(len(k), -1, -1, -1)
         x = F.scaled_dot_product_attention(q, k, v, dropout_p=self.dropout * self.training)
         x = self.out_proj(x.transpose(1, 2).flatten(2))
@@ -107,9 +105,9 @@ class Q2LHead(nn.Module):
         self.encoder = nn.ModuleList(Layer(d, heads, ffn, dropout) for _ in range(encoder_layers))
         self.decoder = nn.ModuleList(
             Layer(d, heads, ffn, dropout, self_attention) for _ in range(decoder_layers))
-        for p in self.parameters():
-            if p.ndim > 1:
-                nn.init.xavier_uniform_(p)
+        for name, p in self.named_parameters():
+            if p.ndim > 1:  # of q, k, v as if they were one matrix (3 d, d), as in torch's layers
+                nn.init.xavier_uniform_(p, math.sqrt(0.5) if name.split(".")[-2] in "qkv" else 1)
         self.norm = nn.LayerNorm(d)
         self.query_embed = nn.Parameter(torch.randn(num_classes, d))
         bound = 1 / math.sqrt(d)
@@ -231,17 +229,20 @@ def from_official(state):
         backbone = swin_transformer.checkpoint_filter_fn(backbone, swin_like(backbone))
     else:
         raise ValueError("neither ResNet, TResNet nor Swin (timm has no CvT): can't be converted")
-    renamed = {"query_embed.weight": "head.query_embed", "fc.W": "head.W", "fc.b": "head.b",
-               "input_proj.weight": "input_proj.weight", "input_proj.bias": "input_proj.bias"}
-    for name in state:
-        if name.startswith("transformer."):
-            ours = name.replace("transformer.", "head.").replace(".layers.", ".")
-            if ".encoder." in name:
-                for old, new in (("norm2", "norm3"), ("norm1", "norm2"), ("self_", "multihead_")):
-                    ours = ours.replace(old, new)
-            renamed[name] = ours.replace("decoder.norm.", "norm.")
-    head = {renamed[name]: tensor.squeeze(0) if name.startswith("fc.") else tensor
-            for name, tensor in state.items() if not name.startswith("backbone.")}
+    names = [("transformer.decoder.norm.", "head.norm."), ("transformer.", "head."),
+             (".layers.", "."), ("fc.", "head."), ("query_embed.weight", "head.query_embed")]
+    encoder = [("norm2", "norm3"), ("norm1", "norm2"), ("self_attn", "multihead_attn")]
+    head = {}
+    for name, tensor in state.items():
+        if not name.startswith("backbone."):
+            tensor = tensor.squeeze(0) if name.startswith("fc.") else tensor
+            for old, new in names + encoder * (".encoder." in name):
+                name = name.replace(old, new)
+            if "in_proj_" in name:
+                for part, x in zip("qkv", tensor.chunk(3)):
+                    head[name.replace("in_proj_", f"{part}.")] = x
+            else:
+                head[name] = tensor
     return {f"backbone.{name}": tensor for name, tensor in backbone.items()} | head
 
 

@@ -146,7 +146,11 @@ class PlainQ2L(torch.nn.Module):
             ours = layer.multihead_attn
             twin = torch.nn.MultiheadAttention(ours.out_proj.in_features, ours.heads,
                                                dropout=ours.dropout, batch_first=True)
-            twin.load_state_dict(ours.state_dict())
+            packed = {f"in_proj_{kind}": torch.cat([getattr(part, kind) for part in
+                                                    (ours.q, ours.k, ours.v)])
+                      for kind in ("weight", "bias")}
+            twin.load_state_dict(packed | {f"out_proj.{name}": tensor for name, tensor in
+                                           ours.out_proj.state_dict().items()})
             self.attn.append(twin)
 
     def forward(self, x):

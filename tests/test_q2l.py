@@ -18,6 +18,17 @@ def small(**settings):
     return q2l.build(["a", "b", "c"], pretrained=False, image_size=64, **settings).eval()
 
 
+def packed(state):
+    """Tensors under torch's names: queries', keys' and values' weights in one."""
+    state = dict(state)
+    for name in [*state]:
+        if f".{name}".split(".")[-2] == "q":
+            stem, kind = name.rsplit("q.", 1)
+            state[f"{stem}in_proj_{kind}"] = torch.cat(
+                [state.pop(f"{stem}{part}.{kind}") for part in "qkv"])
+    return state
+
+
 def transformer_shapes(config):
     """Names and shapes of the released head."""
     d, ffn, K = config["hidden"], config["ff"], config["K"]
@@ -69,15 +80,16 @@ def test_parity_with_the_released_model(entry):
              "transformer.decoder.layers.1.linear1.weight": "decoder.1.linear1.weight",
              "transformer.encoder.layers.0.self_attn.in_proj_weight":
                  "encoder.0.multihead_attn.in_proj_weight"}
+    grads = packed({name: p.grad for name, p in model.head.named_parameters()})
     for name, norm in figures["grad_norm"].items():
-        assert model.head.get_parameter(names[name]).grad.norm().item() == pytest.approx(norm, rel=1e-4)
+        assert grads[names[name]].norm().item() == pytest.approx(norm, rel=1e-4)
 
 
 def test_decoder_with_self_attention_is_torchs_layer_with_positions():
     """torch's layer adds no positions, so each attention is asked with them by hand."""
     layer = q2l.Layer(32, 4, 48, 0.1, self_attention=True).double().eval()
     twin = torch.nn.TransformerDecoderLayer(32, 4, 48, batch_first=True).double().eval()
-    twin.load_state_dict(layer.state_dict(), strict=True)
+    twin.load_state_dict(packed(layer.state_dict()), strict=True)
     x, pos = torch.randn(2, 5, 32).double(), torch.randn(5, 32).double()
     tokens, token_pos = torch.randn(2, 12, 32).double(), torch.randn(12, 32).double()
     twin._sa_block = lambda x, *_, **__: twin.self_attn(x + pos, x + pos, x)[0]
@@ -86,7 +98,7 @@ def test_decoder_with_self_attention_is_torchs_layer_with_positions():
     found, _ = layer(x, pos, tokens + token_pos, tokens)
     torch.testing.assert_close(found, twin(x, tokens), rtol=1e-10, atol=1e-10)
     plain, zeros = torch.nn.TransformerDecoderLayer(32, 4, 48, batch_first=True), torch.zeros(5, 32)
-    plain.double().eval().load_state_dict(layer.state_dict())
+    plain.double().eval().load_state_dict(packed(layer.state_dict()))
     torch.testing.assert_close(layer(x, zeros.double(), tokens, tokens)[0], plain(x, tokens),
                                rtol=1e-10, atol=1e-10)
 
@@ -96,7 +108,7 @@ def test_encoder_is_torchs_layer_with_positions():
     twin = torch.nn.TransformerEncoderLayer(32, 4, 48, batch_first=True).double().eval()
     twin.load_state_dict({name.replace("multihead_attn", "self_attn").replace(
         "norm2", "norm1").replace("norm3", "norm2"): tensor
-        for name, tensor in layer.state_dict().items()}, strict=True)
+        for name, tensor in packed(layer.state_dict()).items()}, strict=True)
     x, pos = torch.randn(2, 12, 32).double(), torch.randn(12, 32).double()
     torch.testing.assert_close(layer(x, 0 * pos, x, x)[0], twin(x), rtol=1e-10, atol=1e-10)
     twin._sa_block = lambda x, *_, **__: twin.self_attn(x + pos, x + pos, x)[0]
@@ -108,8 +120,7 @@ def test_encoder_is_torchs_layer_with_positions():
 def test_maps_are_the_weights_of_torchs_attention():
     attention = q2l.Attention(32, 4, 0.0).double().eval()
     twin = torch.nn.MultiheadAttention(32, 4, batch_first=True).double()
-    torch.nn.init.normal_(attention.in_proj_weight)
-    twin.load_state_dict(attention.state_dict())
+    twin.load_state_dict(packed(attention.state_dict()))
     q, k = torch.randn(1, 3, 32).double(), torch.randn(2, 6, 32).double()
     x, weights = attention(q, k, k, need_map=True)
     expected = twin(q.expand(2, -1, -1), k, k, average_attn_weights=False)
@@ -137,7 +148,7 @@ def test_any_size_and_shape_of_picture_and_every_map(self_attention):
         torch.testing.assert_close(maps.sum((-2, -1)), torch.ones(2, 2, 4, 3))
         torch.testing.assert_close(logits, model(images))
         torch.testing.assert_close(logits[1:], model(images[1:]), rtol=1e-4, atol=1e-5)
-    assert ("head.decoder.0.self_attn.in_proj_weight" in model.state_dict()) == self_attention
+    assert ("head.decoder.0.self_attn.q.weight" in model.state_dict()) == self_attention
 
 
 def test_projection():
@@ -179,7 +190,7 @@ def test_loss_is_its_equation():
 def released_format(model, backbone):
     """The model's tensors under released names, with what released files hold beside them."""
     state = {}
-    for name, tensor in model.state_dict().items():
+    for name, tensor in packed(model.state_dict()).items():
         if name.startswith("backbone."):
             if "num_batches" not in name:
                 state["backbone.0." + backbone(name.removeprefix("backbone."))] = tensor
