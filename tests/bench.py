@@ -222,7 +222,7 @@ def heads_speed():
     print("\nHeads at 2048 wide, 80 labels, 14 x 14 cells, forward + backward")
     head = q2l.Q2LHead(80, 2048, 8192, 4, 1, 2, False, 0.1).train()
     plain, x = PlainQ2L(head), torch.randn(4, 2048, 14, 14, requires_grad=True)
-    head_speed("Q2L, batch 4", {"plain": plain, "ours": lambda x: head(x)[0]}, [x], plain, 6)
+    head_speed("Q2L, batch 4", {"plain": plain, "ours": lambda x: head(x)[0]}, [x], plain, 4)
     layer = cprfl.Interaction(2048, 8, 512, 2048, 0.1).train()
     inputs = [torch.randn(16, 196, 2048, requires_grad=True),
               torch.randn(80, 2048, requires_grad=True)]
