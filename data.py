@@ -257,16 +257,18 @@ def load_voc(root, split, year, test):
             pictures = file.read_text("utf-8").split()
         targets = np.full((len(pictures), len(VOC)), -1, np.int8)
     else:
-        codes, pictures, columns = {"1": 1, "-1": 0, "0": 0 if split == "train" else -1}, None, []
+        codes, columns = {"1": 1, "-1": 0, "0": 0 if split == "train" else -1}, []
         for label in VOC:
             file = folder / "ImageSets" / "Main" / f"{label}_{name}.txt"
             with reading(file, f"{remedy}; --download fetches it"):
                 rows = fields(file)
-                columns.append(coded([row[1:] for row in rows], codes, 1))
-                pictures = pictures or [row[0] for row in rows]
-                if pictures != [row[0] for row in rows]:
-                    raise ValueError(f"not the pictures of {VOC[0]}_{name}.txt in its order")
-        targets = np.hstack(columns)
+                values = coded([row[1:] for row in rows], codes, 1)[:, 0]
+                values = dict(zip([row[0] for row in rows], values))
+                pictures = [*values] if label == VOC[0] else pictures
+                if values.keys() != set(pictures) or len(values) < len(rows):
+                    raise ValueError(f"not the pictures of {VOC[0]}_{name}.txt, each once")
+                columns.append([values[picture] for picture in pictures])
+        targets = np.array(columns, np.int8).T.copy()
     return Dataset(VOC, [f"{folder}/JPEGImages/{picture}.jpg" for picture in pictures], targets)
 
 
@@ -312,6 +314,8 @@ def load_published(root, split, name):
     file = root / "longtail" / f"{name}_labels.txt"
     with reading(file, remedy):  # lines `name number`, by number; names may have spaces
         classes, numbers = zip(*((" ".join(names), number) for *names, number in fields(file)))
+        if [int(number) for number in numbers] != [*range(len(numbers))]:
+            raise ValueError("not `name number` lines, counted from 0")
     file = root / "longtail" / f"{name}_lt_{split}.txt"
     with reading(file, remedy):
         rows = fields(file)
@@ -359,7 +363,7 @@ def load_vg500(root, split):
         names = file.read_text("utf-8").split()
     file, classes = root / "vg_category_500_labels_index.json", [str(k) for k in range(500)]
     with reading(file, remedy):
-        labels = json.loads(file.read_text("utf-8"))
+        labels = json.loads(file.read_text("utf-8"))  # compared as JSON text: there true is no 1
         targets = multi_hot([[json.dumps(n) for n in labels[name]] for name in names], classes)
     second = root / "VG_100K_2"  # the archives unpack into two folders
     there = set(os.listdir(second)) if second.is_dir() else ()

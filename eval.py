@@ -457,7 +457,7 @@ def table(title, result, classes, kind, threshold, split):
 
 def main(argv=None):
     args, flags = arguments(argv)
-    rank, tuned, extra = 0, "", {}
+    rank, tuned, extra = int(os.environ.get("RANK", "0")), "", {}
     for path in filter(None, (args.out, args.scores, args.heatmaps, args.voc_server)):
         with reading(path, "choose another place to write to"):  # now, before hours of work
             folder = Path(path).parent if path in (args.out, args.scores) else Path(path)
@@ -482,8 +482,7 @@ def main(argv=None):
         weights = "released" if args.official else "ema" if checkpoint["ema"] else "raw"
         settings, classes, counts = (checkpoint[key] for key in ("settings", "classes", "counts"))
         device, dtype, settings["workers"] = hardware(settings["amp"], args.workers)
-        rank, world = process()
-        if world > 1 and (args.predict or args.heatmaps or args.pointing):
+        if process()[1] > 1 and (args.predict or args.heatmaps or args.pointing):
             raise InputError("--predict, --heatmaps and --pointing run in one process")
         torch.manual_seed(0)  # for view_offset
         model, offset = open_model(checkpoint, file, args.heatmaps or args.pointing)

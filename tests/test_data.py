@@ -112,6 +112,19 @@ def test_voc_errors(tmp_path, line, message):
         load("voc2007", tmp_path)
 
 
+def test_voc_lists_may_differ_in_order_only(tmp_path):
+    folder = write_voc(tmp_path) / "VOCdevkit/VOC2007/ImageSets/Main"
+    plain = load("voc2007", tmp_path)
+    (folder / "person_trainval.txt").write_text("000001 -1\n000000 1\n")
+    turned = load("voc2007", tmp_path)
+    assert np.array_equal(plain.targets, turned.targets) and (plain.paths == turned.paths).all()
+    for broken in ("", "000000 -1\n000000 -1\n000001 -1\n"):
+        for label in data.VOC if broken else data.VOC[:1]:
+            (folder / f"{label}_trainval.txt").write_text(broken)
+        with pytest.raises(InputError, match="each once"):
+            load("voc2007", tmp_path)
+
+
 def coco_matrix(content):
     """Independent of data.py: the label matrix, by image and name."""
     names = sorted((c["id"], c["name"]) for c in content["categories"])
@@ -279,6 +292,10 @@ def test_published_lists(tmp_path, monkeypatch):
     (tmp_path / "longtail/coco_lt_train.txt").write_text("x/a.jpg 0\nx/b.jpg 3\n")
     with pytest.raises(InputError, match="coco_lt_train.txt.*row 2: no such label: {.3.}"):
         load("coco-lt", tmp_path)
+    for labels in ("person 0\ndog 1\ncat 1\n", "person 1\ncat 2\n"):
+        (tmp_path / "longtail/coco_labels.txt").write_text(labels)
+        with pytest.raises(InputError, match="coco_labels.txt.*counted from 0"):
+            load("coco-lt", tmp_path)
     (tmp_path / "published").mkdir()
     write_lists(tmp_path / "published", "voc")
     (tmp_path / "published/longtail").rename(tmp_path / "published/voc")

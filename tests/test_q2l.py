@@ -29,6 +29,12 @@ def packed(state):
     return state
 
 
+def encoders(name):
+    """The name in torch's and the released encoder layer: there is no second attention there."""
+    return name.replace("multihead_attn", "self_attn").replace("norm2", "norm1").replace(
+        "norm3", "norm2")
+
+
 def transformer_shapes(config):
     """Names and shapes of the released head."""
     d, ffn, K = config["hidden"], config["ff"], config["K"]
@@ -106,9 +112,8 @@ def test_decoder_with_self_attention_is_torchs_layer_with_positions():
 def test_encoder_is_torchs_layer_with_positions():
     layer = q2l.Layer(32, 4, 48, 0.1).double().eval()
     twin = torch.nn.TransformerEncoderLayer(32, 4, 48, batch_first=True).double().eval()
-    twin.load_state_dict({name.replace("multihead_attn", "self_attn").replace(
-        "norm2", "norm1").replace("norm3", "norm2"): tensor
-        for name, tensor in packed(layer.state_dict()).items()}, strict=True)
+    twin.load_state_dict({encoders(name): tensor for name, tensor in
+                          packed(layer.state_dict()).items()}, strict=True)
     x, pos = torch.randn(2, 12, 32).double(), torch.randn(12, 32).double()
     torch.testing.assert_close(layer(x, 0 * pos, x, x)[0], twin(x), rtol=1e-10, atol=1e-10)
     twin._sa_block = lambda x, *_, **__: twin.self_attn(x + pos, x + pos, x)[0]
@@ -204,9 +209,7 @@ def released_format(model, backbone):
             state[name] = tensor
         else:
             name = name.removeprefix("head.").replace("coder.", "coder.layers.")
-            if name.startswith("encoder."):
-                name = name.replace("multihead_attn", "self_attn").replace(
-                    "norm2", "norm1").replace("norm3", "norm2")
+            name = encoders(name) if name.startswith("encoder.") else name
             state[f"transformer.{name}"] = tensor
     return {"epoch": 7, "arch": "Q2L", "best_mAP": np.float64(84.9), "args": {},
             "state_dict": {f"module.{name}": tensor for name, tensor in state.items()},
