@@ -12,6 +12,7 @@ import re
 import subprocess
 import sys
 import tempfile
+from functools import cache
 from pathlib import Path
 
 import numpy as np
@@ -38,6 +39,7 @@ def main():
             print(f"  README {mean} ({low} to {high})  now {values.mean():.1f} ({values.min():.1f} "
                   f"to {values.max():.1f}){'' if ok else '  MOVED'}", flush=True)
 
+    @cache
     def train(command, seed):
         """The folder of this run."""
         out = Path(args.out, f"{re.sub(r'[^a-z0-9]+', '-', command)}-{seed}")
