@@ -1,4 +1,4 @@
-"""ASL: the asymmetric loss, its relatives, and the plain baseline that every paper compares with.
+"""ASL: the asymmetric loss, related losses, and the baseline that every paper compares with.
 
 Paper: Ridnik et al., "Asymmetric Loss for Multi-Label Classification", ICCV 2021,
 arXiv 2009.14119. Its equations:
@@ -17,10 +17,14 @@ Paper, released code, this file:
 - Released: log of max(p, 1e-8), which is no bound at all in fp16 (it rounds to 0) and stops the
   gradient of a confident mistake. Here logsigmoid, in float32 whatever comes in, and no epsilon.
 - Released: 224 px unless told otherwise; the paper's 448 px here. TResNet: inputs in [0, 1].
+- Released: the average of the weights starts at the first ones with the full decay, and the better
+  of raw and average counts, at the best epoch on the test set. Here the decay warms up (train.py)
+  and the average after the last epoch counts.
 - Left out: adaptive asymmetry (Eq. 10-11).
 
 Run: python asl.py                            synthetic scenes on a CPU: 97.7 mAP
      python asl.py --data coco2014 --root DIR the paper's recipe, for its 86.6 mAP (not run here)
+     python asl.py --clip 0                   focusing only; --gamma-neg 0: margin only
 Copy: the losses need nothing but torch.
 """
 from functools import partial
@@ -31,11 +35,12 @@ import torch.nn.functional as F
 from torch import nn
 
 
-def asymmetric_loss(logits, targets, gamma_neg=4, gamma_pos=0, clip=0.05, detach=True,
+def asymmetric_loss(logits, targets, gamma_neg=4.0, gamma_pos=0.0, clip=0.05, detach=True,
                     reduction="sum"):
-    """Eq. 7. logits (B, K); targets (B, K): 1, 0, or -1, which takes no part. clip: the margin m.
+    """Eq. 7. logits (B, K); targets (B, K): 1, 0, or -1 (unknown), which is ignored.
 
-    `detach`: weights without gradient. `reduction`: sum, mean (over the judged entries) or none.
+    `clip`: the margin m. `detach`: focusing weights without gradient. `reduction`: sum, mean (over
+    the known entries) or none.
     """
     z = logits.to(torch.promote_types(logits.dtype, torch.float32))
     positive, negative = (targets > 0).to(z.dtype), (targets == 0).to(z.dtype)  # y, 1 - y
@@ -54,7 +59,7 @@ def focus(p, gamma, detach):
 
 
 def reduced(loss, targets, reduction):
-    """(B, K), 0 where not judged -> sum, mean over the judged entries, or itself."""
+    """(B, K), 0 where unknown -> the sum, the mean over the known entries, or itself."""
     if reduction == "none":
         return loss
     return loss.sum() / ((targets >= 0).sum().clamp(min=1) if reduction == "mean" else 1)
@@ -67,6 +72,7 @@ def binary_cross_entropy(logits, targets, reduction="sum"):
 
 def focal_loss(logits, targets, gamma=2, reduction="sum"):
     """Eq. 3: one gamma, no margin; the weights carry gradient, as in Lin et al., ICCV 2017."""
+    # Eq. 3
     return asymmetric_loss(logits, targets, gamma, gamma, 0, detach=False, reduction=reduction)
 
 
@@ -76,26 +82,28 @@ DB_SETTINGS = {"voc-lt": {"mu": 0.3, "lam": 5.0}, "coco-lt": {"mu": 0.2, "lam": 
 def rebalanced_weight(targets, class_freq, alpha, beta, mu):
     """r-hat (B, K) of the distribution-balanced loss, in [alpha, alpha + 1].
 
-    How often class k is drawn when classes are drawn evenly, over how often its picture is: label
-    co-occurrence makes the second larger.
+    How often class k is drawn when classes are drawn evenly, divided by how often its image is
+    drawn: label co-occurrence makes the second one larger.
     """
     per_class = 1 / class_freq.clamp(min=1)  # P^C, but for the factor 1 / K that cancels
-    per_picture = ((targets > 0) * per_class).sum(1, keepdim=True)  # P^I; without labels 0, r inf
-    return alpha + torch.sigmoid(beta * (per_class / per_picture - mu))
+    per_image = ((targets > 0) * per_class).sum(1, keepdim=True)  # P^I; without labels 0, r inf
+    return alpha + torch.sigmoid(beta * (per_class / per_image - mu))
 
 
 def distribution_balanced_loss(logits, targets, class_freq, num_images=None, alpha=0.1, beta=10.0,
                                mu=0.3, kappa=0.05, lam=5.0, gamma=2, reduction="mean"):
     """Wu et al., "Distribution-Balanced Loss", ECCV 2020, arXiv 2007.09654.
 
-    class_freq (K,): training pictures per class; num_images: of all, by default class_freq's sum.
-    gamma > 0 adds the focal weight (DB-focal, the variant that tables quote; its constant factor 2
-    in the released code is left out); 0 is the plain DB loss.
+    class_freq (K,): training images per class; num_images: the size of the training split, by
+    default class_freq's sum. gamma > 0 adds the focal weight (DB-focal, which tables quote; the
+    released code's constant factor 2 is left out); 0 is the plain DB loss. As in the released code,
+    the prior's shift is kappa / lam times its logit.
     """
     z = logits.to(torch.promote_types(logits.dtype, torch.float32))
     class_freq = torch.as_tensor(class_freq, dtype=z.dtype, device=z.device)
     prior = class_freq.clamp(min=1) / (num_images or class_freq.sum())
-    z = z + kappa * torch.logit(prior, eps=1e-6)  # z - nu: rare classes need less to be negative
+    # z - nu, nu = -kappa / lam * logit(prior): rare classes are negative with less effort.
+    z = z + kappa / lam * torch.logit(prior, eps=1e-6)
     y = targets > 0
     scale = torch.where(y, 1.0, lam)  # negative-tolerant: steep but bounded, its weight 1 / lam
     bce = F.softplus(torch.where(y, -z, lam * z))
@@ -105,7 +113,8 @@ def distribution_balanced_loss(logits, targets, class_freq, num_images=None, alp
 
 
 def loss_by_name(name, class_freq, num_images, data):
-    """What --loss asl|focal|bce|db gives any method: the mean, so that its rate stays apt."""
+    """The loss of --loss asl|focal|bce|db, for any method. It is the mean over the known entries,
+    so its size does not depend on the batch or the number of classes."""
     if name == "db":
         return partial(distribution_balanced_loss, class_freq=class_freq, num_images=num_images,
                        **DB_SETTINGS.get(data, {}))
@@ -114,7 +123,7 @@ def loss_by_name(name, class_freq, num_images, data):
 
 
 class Baseline(nn.Module):
-    """Images (B, 3, image_size, image_size) -> logits (B, len(classes)): backbone, mean, linear.
+    """Images (B, 3, image_size, image_size) -> logits (B, K): backbone, mean over cells, linear.
 
     `backbone`: a timm name. `output_stride`: 8 or 16 keeps a ResNet's maps finer than 1/32.
     """
@@ -153,6 +162,7 @@ class Baseline(nn.Module):
 
 build = Baseline  # the names that train.py calls
 loss = asymmetric_loss  # the defaults are the paper's
+REDUCTION = "sum"  # of `loss` over the batch
 
 
 def param_groups(model, lr, weight_decay):

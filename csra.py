@@ -1,4 +1,4 @@
-"""CSRA: class-specific residual attention, a spatial attention head that costs almost nothing.
+"""CSRA: class-specific residual attention, a spatial attention head at almost no cost.
 
 Paper: Zhu & Wu, "Residual Attention: A Simple but Effective Method for Multi-Label Recognition",
 ICCV 2021, arXiv 2108.02456. Its equations, numbered here in the order of section 3:
@@ -9,10 +9,10 @@ ICCV 2021, arXiv 2108.02456. Its equations, numbered here in the order of sectio
     (4)  z = sum over heads of (3)                   each head with its own classifier and T
 
 Paper, released code, this file:
-- Learning rates: printed as 0.1 backbone, 0.01 classifier; swapped in print, says the author.
-  Here as released: the backbone at `lr`, the classifier at 10 x `lr`.
+- Learning rates: the paper prints 0.1 for the backbone, 0.01 for the classifier; its author says
+  that they are swapped. Here as released: `lr` for the backbone, 10 x `lr` for the classifier.
 - COCO with ResNet-101: 4 heads in the paper; the released "4 heads" command passes 6. Here 4.
-- Temperature infinity is 99 in the released code. Here it is infinity, the maximum.
+- Temperature infinity: the released code writes 99 for the maximum. Here it is math.inf.
 - ResNet inputs stay in [0, 1], without mean and std, as released; the paper doesn't say.
 - VOC's difficult objects are negative in training and ignored in the test, as released (data.py).
 - Released: no AMP. Here train.py's default; the pooling of Eq. 2-4 is in float32 anyway.
@@ -37,7 +37,7 @@ class CSRAHead(nn.Module):
     """Logits (B, K) from feature maps (B, d, H, W): Eq. 1-4.
 
     `heads`: 1, 2, 4, 6 or 8, each number with the paper's temperatures. `lam`: weight of the
-    attention's part; 0 leaves a normalised linear classifier on the mean feature.
+    attention; 0 leaves a normalized linear classifier on the mean feature.
     """
 
     def __init__(self, dim, num_classes, heads=1, lam=0.1):
@@ -45,13 +45,13 @@ class CSRAHead(nn.Module):
         if heads not in TEMPERATURES:
             raise ValueError(f"heads={heads}: the paper has temperatures for {[*TEMPERATURES]}")
         self.temperatures, self.lam = TEMPERATURES[heads], lam
-        bound = dim ** -0.5  # as torch initialises a 1 x 1 convolution
+        bound = dim ** -0.5  # as torch initializes a 1 x 1 convolution
         self.weight = nn.Parameter(torch.empty(heads, num_classes, dim).uniform_(-bound, bound))
 
     def scores(self, x):
         """Eq. 1: (B, d, H, W) -> s (B, heads, K, HW), all heads in one matrix product."""
         m = F.normalize(self.weight, dim=-1).flatten(0, 1)  # (heads * K, d)
-        s = m @ x.flatten(2)  # (B, heads * K, HW)
+        s = m @ x.flatten(2)  # Eq. 1: (B, heads * K, HW)
         s = s.to(torch.promote_types(s.dtype, torch.float32))  # logits in bfloat16 would tie
         return s.unflatten(1, self.weight.shape[:2])
 
@@ -73,7 +73,7 @@ class CSRAHead(nn.Module):
 
 
 class CSRA(nn.Module):
-    """Images (B, 3, image_size, image_size) -> logits (B, len(classes)): backbone and head.
+    """Images (B, 3, image_size, image_size) -> logits (B, K): backbone and head.
 
     `backbone`: a timm name. `output_stride`: 8 or 16 keeps a ResNet's maps finer than 1/32.
     """
@@ -107,26 +107,37 @@ class CSRA(nn.Module):
 
 
 build = CSRA  # the name that train.py calls
+REDUCTION = "mean"  # of `loss` over the batch
+
+
+def residual(s, lam):
+    """Fig. 1, the trick at test time: z (B, K) from the scores s (B, K, HW) of a linear classifier
+    that was trained on mean scores."""
+    return s.mean(-1) + lam * s.amax(-1)  # Fig. 1
 
 
 def loss(logits, targets):
-    """Binary cross-entropy, the mean over what is judged. (B, K); targets 1, 0, -1: not judged."""
-    judged = targets >= 0
+    """Binary cross-entropy, the mean over the known entries. (B, K); targets 1, 0, -1 (unknown)."""
+    known = targets >= 0
     z = logits.to(torch.promote_types(logits.dtype, torch.float32))
     bce = F.binary_cross_entropy_with_logits(z, targets.clamp(min=0).to(z), reduction="none")
-    return (bce * judged).sum() / judged.sum().clamp(min=1)
+    return (bce * known).sum() / known.sum().clamp(min=1)
 
 
 def param_groups(model, lr, weight_decay):
-    """As released: backbone at `lr`, classifier at 10 x `lr`, weight decay on everything."""
+    """As released: learning rate `lr` for the backbone, 10 x `lr` for the classifier; weight decay
+    on all parameters."""
     return [{"params": [*model.backbone.parameters()], "lr": lr, "weight_decay": weight_decay},
             {"params": [*model.head.parameters()], "lr": 10 * lr, "weight_decay": weight_decay}]
 
 
 def from_official(state):
-    """A released checkpoint's tensors under this model's names, loadable with strict=True."""
+    """A released checkpoint's tensors (ResNet, ViT) under this model's names, for
+    load_state_dict(strict=True). A ViT's own classifier, which CSRA does not use, is dropped."""
     state = state.get("state_dict", state)
     state = {name.removeprefix("module."): tensor for name, tensor in state.items()}
+    unused = ("head.", "head_dist.", "pre_logits.", "fc.")
+    state = {name: tensor for name, tensor in state.items() if not name.startswith(unused)}
     heads = sum(name.startswith("classifier.multi_head.") for name in state)
     weight = [state.pop(f"classifier.multi_head.{h}.head.weight") for h in range(heads)]
     state = {f"backbone.{name}": tensor for name, tensor in state.items()}
@@ -152,7 +163,7 @@ RECIPES = {
     "voc2012": PAPER,
     "coco2014": dict(PAPER, decay_epochs=5, drop_unlabelled=True, heads=4, lam=0.5),  # paper: 83.3
     "wider": dict(
-        PAPER, backbone="vit_base_patch16_224.augreg_in21k_ft_in1k", image_size=224, lam=0.3,
+        PAPER, backbone="vit_base_patch16_224.orig_in21k_ft_in1k", image_size=224, lam=0.3,
         mean=(.5, .5, .5), std=(.5, .5, .5), augment=("flip",), decay_epochs=5),  # paper: 89.0
 }
 

@@ -1,4 +1,4 @@
-"""Q2L: Query2Label. Label embeddings look for their class in the picture, by cross-attention.
+"""Q2L: Query2Label. Label embeddings look for their class in the image, by cross-attention.
 
 Paper: Liu et al., "Query2Label: A Simple Transformer Way to Multi-Label Classification",
 arXiv 2107.10834. The equations are numbered here, in the order of the paper's section 3; ~ means
@@ -14,12 +14,14 @@ Paper, released code, this file:
 - Eq. 1: the released decoder has no self-attention (deleted by default), and so its checkpoints.
   Here `self_attention=False` is the released decoder, True the paper's.
 - Eq. 5: the paper has g+ 0, g- 1; the released command g- 2, weights without gradient, p at least
-  1e-5, sum / B / K * 1000. Here `loss` is the released one; GAMMAS names both pairs.
+  1e-5, sum / B / K * 1000. Here `loss` is the released one; GAMMAS names both pairs, and
+  --gamma-neg 1 is the paper's.
 - The decoder starts from zeros; label embeddings are the labels' positions, added in every layer.
-- Released: a rate multiplier of batch / 256 that OneCycle overrides, a Cutout of about one pixel:
-  without effect, left out. An early stop, 8 epochs after the best on the test set: left out.
-- ResNets: every BatchNorm, the stem and layer1 are frozen, as released (`freeze`). Without
-  pretrained weights they would stay random: --no-freeze.
+- Released: a learning rate multiplier of batch / 256 that OneCycle overrides, and a Cutout of about
+  one pixel: both without effect, left out. An early stop, 8 epochs after the best on the test set,
+  and the better of raw weights and average: left out, the average after the last epoch counts.
+- Frozen as released (`freeze`): stem and layer1 of ResNet and TResNet, every BatchNorm of a ResNet.
+  Without pretrained weights they would stay random: --no-freeze.
 
 Run: python q2l.py                            synthetic scenes on a CPU: 98.1 mAP
      python q2l.py --data coco2014 --root DIR the released recipe, for 84.9 mAP (not run here)
@@ -38,8 +40,9 @@ GAMMAS = {"paper": {"gamma_pos": 0, "gamma_neg": 1}, "released": {"gamma_pos": 0
 
 
 class Attention(nn.Module):
-    """Multi-head attention through torch's fused kernel; queries of batch size 1 serve all
-    pictures. Three matrices, not one: its parts' gradients would have to be joined again."""
+    """Multi-head attention through torch's fused kernel. Queries of batch size 1 serve all images.
+    Queries, keys and values have a matrix each: the gradient of one matrix for all three would be
+    assembled from three copies."""
 
     def __init__(self, d, heads, dropout):
         super().__init__()
@@ -61,8 +64,8 @@ class Attention(nn.Module):
 
 
 class Layer(nn.Module):
-    """Eq. 1-3, post-norm. Without self-attention there is no norm1, as in the released decoder; the
-    encoder's layers are such, too: each token asks all of them."""
+    """Eq. 1-3, post-norm. Without self-attention there is no norm1, as in the released decoder. The
+    encoder uses it, too, with the tokens as queries."""
 
     def __init__(self, d, heads, ffn, dropout, self_attention=False):
         super().__init__()
@@ -80,14 +83,14 @@ class Layer(nn.Module):
             x = self.norm1(x + self.dropout(self.self_attn(q, q, x)[0]))  # Eq. 1
         found, weights = self.multihead_attn(x + pos, keys, values, need_map)  # Eq. 2
         x = self.norm2(x + self.dropout(found))
-        # Dropped out before the ReLU, which is the same and lets both work in place: (B, N, ffn).
+        # Dropout before the ReLU gives the same values, and both work in place. (B, N, ffn)
         hidden = F.dropout(self.linear1(x), self.dropout.p, self.training, inplace=True).relu_()
         return self.norm3(x + self.dropout(self.linear2(hidden))), weights  # Eq. 3
 
 
 def sine_positions(height, width, d, device):
     """(HW, d): for rows, then columns, d/4 sines and cosines, interleaved, of the cell's 1-based
-    index scaled to end at 2 pi. Made from the map that arrives, whatever its size and shape."""
+    index, scaled to end at 2 pi. For any height and width."""
     turns = [torch.arange(1, n + 1, device=device) / (n + 1e-6) * 2 * math.pi
              for n in (height, width)]
     rates = 10000 ** (torch.arange(0, d // 2, 2, device=device) / (d // 2))
@@ -123,8 +126,8 @@ class Q2LHead(nn.Module):
         for layer in self.encoder:
             tokens, _ = layer(tokens, pos, tokens + pos, tokens)
         keys, maps = tokens + pos, []
-        # The labels start alike for all pictures: one row of queries until they have seen a token.
-        # Not so in training with self-attention, whose dropout is drawn for each picture.
+        # All images start with the same labels, so one row of queries serves them until they have
+        # seen a token. In training, the dropout of self-attention differs from image to image.
         rows = len(tokens) if self.training and self.decoder[0].self_attention else 1
         labels = torch.zeros_like(self.query_embed).expand(rows, -1, -1)
         for layer in self.decoder:
@@ -137,40 +140,45 @@ class Q2LHead(nn.Module):
 class Q2L(nn.Module):
     """Images (B, 3, h, w), any size for a ResNet -> logits (B, len(classes)): backbone and head.
 
-    `self_attention`: True is the paper's decoder, False the released one. `project`: None is the
-    identity where the backbone's width is d_model, else a 1 x 1 convolution; True always is one.
-    `freeze`: BatchNorm, stem and layer1 of ResNets. `output_stride`: 8 or 16 keeps maps finer.
+    `d_model`: None is the backbone's width. `self_attention`: True is the paper's decoder, False
+    the released one. `project`: None is the identity where the backbone's width is d_model, else a
+    1 x 1 convolution; True always is one. `freeze`: stem and layer1 of a ResNet or TResNet, and a
+    ResNet's BatchNorms. `output_stride`: 8 or 16 keeps maps finer.
     """
 
-    def __init__(self, classes, *, backbone, pretrained, image_size, d_model=2048, ffn=8192,
+    def __init__(self, classes, *, backbone, pretrained, image_size, d_model=None, ffn=8192,
                  heads=4, encoder_layers=1, decoder_layers=2, self_attention=False, project=None,
                  dropout=0.1, freeze=True, output_stride=None):
         super().__init__()
-        if d_model % 4 or d_model % heads:
-            raise ValueError(f"d_model={d_model}: must be a multiple of 4 and of heads")
         fixed = getattr(timm.get_pretrained_cfg(backbone), "fixed_input_size", False)  # ViT, Swin
         self.backbone = timm.create_model(
             backbone, pretrained=pretrained, num_classes=0, global_pool="",
             img_size=image_size if fixed else None, output_stride=output_stride)
-        self.freeze = freeze and isinstance(self.backbone, resnet.ResNet)
+        self.freeze = freeze and isinstance(self.backbone, (resnet.ResNet, tresnet.TResNet))
         self.random_frozen = self.freeze and not pretrained
         if self.freeze:
-            for part in (self.backbone.conv1, self.backbone.layer1, *self.norms()):
+            body = getattr(self.backbone, "body", self.backbone)
+            for part in (body.conv1, body.layer1, *self.frozen_norms()):
                 part.requires_grad_(False)
         width = self.backbone.num_features
+        d_model = d_model or width
+        if d_model % 4 or d_model % heads:
+            raise ValueError(f"d_model={d_model}: must be a multiple of 4 and of heads")
         same = project is False or (project is None and width == d_model)
         self.input_proj = nn.Identity() if same else nn.Conv2d(width, d_model, 1)
         self.head = Q2LHead(len(classes), d_model, ffn, heads, encoder_layers, decoder_layers,
                             self_attention, dropout)
 
-    def norms(self):
-        return [m for m in self.backbone.modules() if isinstance(m, nn.BatchNorm2d)]
+    def frozen_norms(self):
+        """A ResNet's BatchNorms; those of a TResNet stay in training, as released."""
+        frozen = self.freeze and isinstance(self.backbone, resnet.ResNet)
+        return [m for m in self.backbone.modules() if frozen and isinstance(m, nn.BatchNorm2d)]
 
     def train(self, mode=True):
-        """Frozen BatchNorm stays as in evaluation: unlike scale and shift written out as tensors,
-        it stays in autocast's narrow type."""
+        """Frozen BatchNorm stays in evaluation mode. Under autocast this is faster than scale and
+        shift as separate tensors, which would be float32."""
         super().train(mode)
-        for norm in self.norms() if self.freeze else ():
+        for norm in self.frozen_norms():
             norm.eval()
         return self
 
@@ -193,10 +201,11 @@ class Q2L(nn.Module):
 
 
 build = Q2L  # the name that train.py calls
+REDUCTION = "mean"  # of `loss` over the batch
 
 
-def loss(logits, targets, gamma_pos=0, gamma_neg=2, eps=1e-5):
-    """Eq. 5 as released: detached weights, sum / B / K * 1000. (B, K); targets of -1 take no part.
+def loss(logits, targets, gamma_pos=0.0, gamma_neg=2.0, eps=1e-5):
+    """Eq. 5 as released: detached weights, sum / B / K * 1000. (B, K); targets of -1 are ignored.
 
     The 1000 matters to Adam only through its epsilon and to clipping. Paper: GAMMAS["paper"].
     """
@@ -204,32 +213,31 @@ def loss(logits, targets, gamma_pos=0, gamma_neg=2, eps=1e-5):
     truth = torch.where(targets > 0, p, 1 - p)  # probability of what is true
     gamma = torch.where(targets > 0, gamma_pos, gamma_neg)
     weight = (1 - truth.detach()) ** gamma * (targets >= 0)
-    return -(weight * truth.clamp(min=eps).log()).sum() / logits.numel() * 1000
+    return -(weight * truth.clamp(min=eps).log()).sum() / logits.numel() * 1000  # Eq. 5
 
 
 def param_groups(model, lr, weight_decay):
-    """One rate and weight decay on every parameter that trains, as released."""
+    """As released: one learning rate, weight decay on all parameters that are not frozen."""
     if model.random_frozen:
-        warnings.warn("stem, layer1 and BatchNorm stay random: --no-freeze trains them too")
+        warnings.warn("stem, layer1 and frozen BatchNorm stay random: --no-freeze trains them too")
     params = [p for p in model.parameters() if p.requires_grad]
     return [{"params": params, "lr": lr, "weight_decay": weight_decay}]
 
 
 def from_official(state):
-    """A released checkpoint's tensors (ResNet, TResNet, Swin) under this model's names, for
-    load_state_dict(strict=True); the backbones' names are timm's business."""
+    """A released checkpoint's tensors (ResNet, TResNet, Swin, CvT) under this model's names, for
+    load_state_dict(strict=True). timm converts the backbones' names."""
     state = state.get("state_dict", state.get("model", state))
     state = {name.removeprefix("module."): tensor for name, tensor in state.items()}
     backbone = {name.removeprefix("backbone.0."): tensor for name, tensor in state.items()
                 if name.startswith("backbone.0.") and not name.startswith("backbone.0.head.")}
-    if "body.bn1.weight" in backbone:  # ResNet
-        backbone = {name.removeprefix("body."): tensor for name, tensor in backbone.items()}
-    elif "body.conv1.0.weight" in backbone:
+    backbone = {name.removeprefix("body."): tensor for name, tensor in backbone.items()}
+    if "body.conv1.0.weight" in backbone:  # TResNet
         backbone = tresnet.checkpoint_filter_fn(backbone, None)
-    elif "patch_embed.proj.weight" in backbone:
+    elif "patch_embed.proj.weight" in backbone:  # Swin
         backbone = swin_transformer.checkpoint_filter_fn(backbone, swin_like(backbone))
-    else:
-        raise ValueError("neither ResNet, TResNet nor Swin (timm has no CvT): can't be converted")
+    elif not {"bn1.weight", "stage0.patch_embed.proj.weight"} & backbone.keys():  # ResNet, CvT
+        raise ValueError("neither ResNet, TResNet, Swin nor CvT: it cannot be converted")
     names = [("transformer.decoder.norm.", "head.norm."), ("transformer.", "head."),
              (".layers.", "."), ("fc.", "head."), ("query_embed.weight", "head.query_embed")]
     encoder = [("norm2", "norm3"), ("norm1", "norm2"), ("self_attn", "multihead_attn")]
@@ -266,6 +274,7 @@ RELEASED = {
     "mean": (0.485, 0.456, 0.406), "std": (0.229, 0.224, 0.225), "augment": ("randaugment",),
     "optimizer": "adamw", "lr": 1e-4, "weight_decay": 1e-2, "schedule": "onecycle",
     "pct_start": 0.2, "epochs": 80, "batch_size": 128, "ema": 0.9997}
+TRESNET = dict(RELEASED, backbone="tresnet_l.miil_in1k_448", mean=(0., 0., 0.), std=(1., 1., 1.))
 SCENES = dict(
     RELEASED, backbone="test_resnet", pretrained=False, image_size=128, output_stride=16,
     mean=(0.5, 0.5, 0.5), std=(0.25, 0.25, 0.25), augment=("flip",), lr=7e-4, epochs=8,
@@ -278,10 +287,11 @@ RECIPES = {
     "voc-lt": RELEASED,
     "coco2014": RELEASED,  # paper: 84.9 mAP, and 86.5 with --image-size 576
     "coco2017": RELEASED,
-    "voc2007": RELEASED,
-    "voc2012": RELEASED,
+    "voc2007": TRESNET,  # paper: 96.1
+    "voc2012": TRESNET,
+    "voc2012-server": TRESNET,  # paper: 96.2, from the test server
     "nuswide": RELEASED,  # paper: 65.0
-    "vg500": RELEASED,
+    "vg500": TRESNET,  # paper: 42.5
 }
 
 if __name__ == "__main__":

@@ -1,9 +1,10 @@
-"""Speed against the plain way, both in the same run, and how far the outputs are apart.
+"""Speed against the reference implementation, both in one run, and how far their outputs are apart.
 
-Run: python tests/bench.py [--images DIR]     DIR: a folder of JPEG pictures; without it, made ones
+Run: python tests/bench.py [--images DIR]     DIR: a folder of JPEG images; without it, made ones
 """
 import argparse
 import os
+import random
 import sys
 import tempfile
 import time
@@ -17,14 +18,19 @@ from torch.optim.swa_utils import AveragedModel, get_ema_multi_avg_fn
 from torch.utils.flop_counter import FlopCounterMode
 from torchvision import transforms as v1
 
-sys.path.insert(0, str(Path(__file__).parent.parent))
+sys.path[:0] = [str(Path(__file__).parent), str(Path(__file__).parent.parent)]
+from reference import PlainQ2L, plain_asl, plain_interaction, plain_model
+
 import asl
 import cprfl
 import csra
 import data
 import q2l
-from eval import build_model, hardware
-from train import settings_of
+from lib.methods import build_model
+from lib.processes import hardware
+from lib.settings import settings_of
+from sets.images import read_image
+from sets.scenes import draw as draw_scene
 
 
 def rates(ways, items, repeats=5):
@@ -40,15 +46,15 @@ def rates(ways, items, repeats=5):
     return {name: len(items) / float(np.median(s)) for name, s in seconds.items()}
 
 
-def made_pictures(folder, count=32):
+def make_images(folder, count=32):
     """JPEG files of COCO's usual size and about its usual weight."""
     for i in range(count):
-        scene = Image.fromarray(data.draw_scene(2, i)[0]).resize((640, 480), Image.BICUBIC)
+        scene = Image.fromarray(draw_scene(f"scene:2/{i}")[0]).resize((640, 480), Image.BICUBIC)
         scene.save(folder / f"{i}.jpg", quality=92)
 
 
 def cut_out(image):
-    """Cutout on a Pillow picture, in place."""
+    """Cutout on a Pillow image, in place."""
     w, h = image.size
     x, y = np.random.randint(w), np.random.randint(h)
     image.paste(tuple(np.random.randint(256, size=3)),
@@ -56,36 +62,46 @@ def cut_out(image):
     return image
 
 
+def plain_randaugment(image):
+    """The same operations on a Pillow image, with Python's random numbers."""
+    for _ in range(2):
+        low, high, signed, operation = random.choice(list(data.RANDAUGMENT.values()))
+        value = low + (high - low) * random.randint(1, 9) / 9
+        if random.random() < 0.5:
+            image = operation(image, random.choice((1, -1)) * value if signed else value)
+    return image
+
+
 def input_speed(images):
     torch.set_num_threads(1)
     with tempfile.TemporaryDirectory() as made:
         if not images:
-            made_pictures(Path(made))
+            make_images(Path(made))
         paths = sorted(str(p) for p in Path(images or made).rglob("*.jpg"))[:160]
-        print(f"\nInput: pictures/s on one core, 448 px; {len(paths)} of {images or 'made ones'}")
+        print(f"\nInput: images/s on one core, 448 px; {len(paths)} of {images or 'made ones'}")
         finish = [v1.ToTensor(), v1.Normalize((0.485, 0.456, 0.406), (0.229, 0.224, 0.225))]
         plain = {"evaluation": [v1.Resize((448, 448))],
                  "CSRA training": [v1.RandomResizedCrop(448, (0.7, 1)), v1.RandomHorizontalFlip()],
-                 "RandAugment + Cutout": [v1.Resize((448, 448)), cut_out, v1.RandAugment()]}
+                 "RandAugment + Cutout": [v1.Resize((448, 448)), cut_out, plain_randaugment]}
         ours = {"evaluation": (), "CSRA training": ("crop", "flip"),
                 "RandAugment + Cutout": ("cutout", "randaugment")}
         for name, steps in plain.items():
             convert = v1.Lambda(lambda image: image.convert("RGB"))
             plain_way = v1.Compose([Image.open, convert, *steps, *finish])
-            our_way = v1.Compose([data.read_picture, data.transform(448, ours[name])])
+            our_way = v1.Compose([read_image, data.transform(448, ours[name])])
             rate = rates({"plain": plain_way, "ours": our_way}, paths)
-            print(f"  {name:22} plain {rate['plain']:6.1f}  ours {rate['ours']:6.1f}  "
+            print(f"  {name:22} reference {rate['plain']:6.1f}  ours {rate['ours']:6.1f}  "
                   f"ratio {rate['ours'] / rate['plain']:.2f}")
         apart, resize = [], v1.Resize((448, 448))
         for path in paths:
             expected = np.asarray(resize(Image.open(path).convert("RGB"))).astype(int)
-            picture = data.transform(448)(data.read_picture(path)).permute(1, 2, 0).numpy()
-            apart.append(np.abs(expected - picture))
-        print(f"  evaluation, grey levels apart: at most {max(a.max() for a in apart)}, "
+            found = data.transform(448)(read_image(path)).permute(1, 2, 0).numpy()
+            apart.append(np.abs(expected - found))
+        print(f"  evaluation, gray levels apart: at most {max(a.max() for a in apart)}, "
               f"on average {np.mean([a.mean() for a in apart]):.4f}")
         start = time.perf_counter()
         for i in range(2000):
-            data.draw_scene(0, i)
+            draw_scene(f"scene:0/{i}")
         print(f"  scenes drawn/s: {2000 / (time.perf_counter() - start):.0f}")
 
 
@@ -105,17 +121,6 @@ def backward(way, leaves):
     return call
 
 
-def plain_asl(z, y, gamma_neg=4, gamma_pos=0, clip=0.05, eps=1e-8):
-    """The equations one after another, on targets that are floats."""
-    p = torch.sigmoid(z)
-    not_p = (1 - p + clip).clamp(max=1)
-    loss = y * p.clamp(min=eps).log() + (1 - y) * not_p.clamp(min=eps).log()
-    with torch.no_grad():
-        truth = p * y + not_p * (1 - y)
-        weight = (1 - truth) ** (gamma_pos * y + gamma_neg * (1 - y))
-    return -(loss * weight).sum()
-
-
 def loss_speed():
     print("\nASL: ms forward + backward")
     compiled = torch.compile(asl.asymmetric_loss, fullgraph=True, dynamic=False)
@@ -130,45 +135,9 @@ def loss_speed():
             call()  # warm-up: compilation, allocation
         ms = timed(calls, 31, calls=max(16000 // shape[1], 1))
         apart = (asl.asymmetric_loss(z, y) / plain_asl(z, y_float) - 1).abs().item()
-        print(f"  {shape!s:12} plain {ms['plain']:7.2f}  ours {ms['ours']:7.2f}  ratio "
+        print(f"  {shape!s:12} reference {ms['plain']:7.2f}  ours {ms['ours']:7.2f}  ratio "
               f"{ms['plain'] / ms['ours']:.2f}  compiled {ms['compiled']:7.2f}  ratio "
               f"{ms['plain'] / ms['compiled']:.2f}  relative difference {apart:.0e}")
-
-
-class PlainQ2L(torch.nn.Module):
-    """The same head from nn.MultiheadAttention with its weights returned, every label queried for
-    every picture."""
-
-    def __init__(self, head):
-        super().__init__()
-        self.head, self.attn = head, torch.nn.ModuleList()
-        for layer in (*head.encoder, *head.decoder):
-            ours = layer.multihead_attn
-            twin = torch.nn.MultiheadAttention(ours.out_proj.in_features, ours.heads,
-                                               dropout=ours.dropout, batch_first=True)
-            packed = {f"in_proj_{kind}": torch.cat([getattr(part, kind) for part in
-                                                    (ours.q, ours.k, ours.v)])
-                      for kind in ("weight", "bias")}
-            twin.load_state_dict(packed | {f"out_proj.{name}": tensor for name, tensor in
-                                           ours.out_proj.state_dict().items()})
-            self.attn.append(twin)
-
-    def forward(self, x):
-        head = self.head
-        pos = q2l.sine_positions(*x.shape[-2:], x.shape[1], x.device)
-        x = x.flatten(2).transpose(1, 2)
-        for layer, attn in zip(head.encoder, self.attn):
-            q = x + pos
-            x = layer.norm2(x + layer.dropout(attn(q, q, x)[0]))
-            hidden = layer.dropout(layer.linear1(x).relu())
-            x = layer.norm3(x + layer.dropout(layer.linear2(hidden)))
-        pos_q = head.query_embed.expand(len(x), -1, -1)
-        y = torch.zeros_like(pos_q)
-        for layer, attn in zip(head.decoder, self.attn[len(head.encoder):]):
-            y = layer.norm2(y + layer.dropout(attn(y + pos_q, x + pos, x)[0]))
-            hidden = layer.dropout(layer.linear1(y).relu())
-            y = layer.norm3(y + layer.dropout(layer.linear2(hidden)))
-        return (head.norm(y) * head.W).sum(-1) + head.b
 
 
 def peak_memory(call, leaves):
@@ -187,24 +156,13 @@ def peak_memory(call, leaves):
     return np.cumsum([size for _, size in events]).max() / 2 ** 20
 
 
-def plain_interaction(layer, tokens, prompts):
-    """CPRFL's encoder layer over all HW + K tokens of every picture, its last K outputs."""
-    z = layer.norm1(torch.cat([tokens, prompts.expand(len(tokens), -1, -1)], 1))
-    q, k, v = (x.unflatten(-1, (layer.heads, -1)).transpose(1, 2)
-               for x in layer.to_qkv(z).chunk(3, -1))
-    a = layer.dropout(torch.softmax(q @ k.transpose(-1, -2) / q.shape[-1] ** 0.5, -1))
-    z = layer.norm2(layer.dropout(layer.to_out((a @ v).transpose(1, 2).flatten(2))))
-    z = layer.dropout(layer.Wo(layer.dropout(torch.nn.functional.gelu(layer.Wr(z)))))
-    return z[:, tokens.shape[1]:]
-
-
 def head_speed(name, ways, inputs, module, repeats):
     """Forward + backward of both ways in training mode: ms, peak MiB; how far they are apart."""
     leaves = [*inputs, *module.parameters()]
     calls = {key: backward(partial(way, *inputs), leaves) for key, way in ways.items()}
     peak = {key: peak_memory(call, leaves) for key, call in calls.items()}  # and the warm-up
     ms = timed(calls, repeats)
-    module.double().eval()  # without dropout and rounding the ways must agree: on one picture
+    module.double().eval()  # without dropout and rounding the ways must agree: on one image
     inputs = [x.detach()[slice(1 if i == 0 else None)].double().requires_grad_()
               for i, x in enumerate(inputs)]
     grads = []
@@ -212,7 +170,7 @@ def head_speed(name, ways, inputs, module, repeats):
         out = way(*inputs)
         grads.append([out, *torch.autograd.grad(out.sin().sum(), inputs)])
     apart = max(((a - b).norm() / b.norm()).item() for a, b in zip(*grads))
-    print(f"  {name}: plain {ms['plain']:.0f} ms, {peak['plain']:.0f} MiB  "
+    print(f"  {name}: reference {ms['plain']:.0f} ms, {peak['plain']:.0f} MiB  "
           f"ours {ms['ours']:.0f} ms, {peak['ours']:.0f} MiB  "
           f"ratio {ms['plain'] / ms['ours']:.2f}  relative difference {apart:.0e}")
 
@@ -230,51 +188,6 @@ def heads_speed():
                {"plain": partial(plain_interaction, layer), "ours": layer}, inputs, layer, 2)
 
 
-class WrittenOutFrozenBatchNorm(torch.nn.Module):
-    def __init__(self, bn):
-        super().__init__()
-        self.bn = bn
-
-    def forward(self, x):
-        w, b, mean, var = (t[:, None, None] for t in (
-            self.bn.weight, self.bn.bias, self.bn.running_mean, self.bn.running_var))
-        scale = w * (var + self.bn.eps).rsqrt()
-        return x * scale + (b - mean * scale)
-
-
-def written_out(model):
-    for name, module in model.named_children():
-        if isinstance(module, torch.nn.BatchNorm2d):
-            setattr(model, name, WrittenOutFrozenBatchNorm(module))
-        else:
-            written_out(module)
-    return model
-
-
-def plain_csra(head, x):
-    """Head by head and class by class's norm, as the equations stand."""
-    logits = 0
-    for weight, T in zip(head.weight, head.temperatures):
-        s = torch.nn.functional.conv2d(x, weight[:, :, None, None])
-        s = (s / weight.norm(dim=1)[None, :, None, None]).flatten(2)
-        att = s.max(2)[0] if T == float("inf") else (torch.softmax(T * s, 2) * s).sum(2)
-        logits = logits + s.mean(2) + head.lam * att
-    return logits
-
-
-def plain_model(name, model):
-    """The same weights in the plain way."""
-    if name == "csra":
-        model.head.forward = partial(plain_csra, model.head)
-    elif name == "q2l":
-        head = PlainQ2L(model.head)
-        model.forward = lambda images: head(model.features(images))
-        written_out(model.backbone)
-    elif name == "cprfl":
-        model.interaction.forward = partial(plain_interaction, model.interaction)
-    return model
-
-
 def matrix_speed(device, dtype, n):
     """FLOP/s of n x n matrix products."""
     a, b = (torch.randn(n, n, device=device, dtype=dtype) for _ in range(2))
@@ -288,7 +201,7 @@ def finish(x, device):
 
 
 def step_speed(compiled):
-    """A training step and an inference step of each method, here and in the plain way."""
+    """A training step and an inference step of each method, here and in the reference implementation."""
     with tempfile.TemporaryDirectory() as folder:
         np.save(f"{folder}/features.npy", np.random.default_rng(0).standard_normal((80, 1024)))
         steps_of_all(compiled, f"{folder}/features.npy")
@@ -323,10 +236,10 @@ def steps_of_all(compiled, features):
         ms = timed(ways, 5, 5 if gpu else 1)
         rate = {way: 1000 * s["batch_size"] / ms[way] for way in ways}
         share = 1000 * counter.get_total_flops() / ms["ours"] / best
-        print(f"  {name:6} batch {s['batch_size']:3}  training: plain {rate['plain']:6.1f}  ours "
-              f"{rate['ours']:6.1f} pictures/s  ratio {rate['ours'] / rate['plain']:.2f}, "
+        print(f"  {name:6} batch {s['batch_size']:3}  training: reference {rate['plain']:6.1f}  ours "
+              f"{rate['ours']:6.1f} images/s  ratio {rate['ours'] / rate['plain']:.2f}, "
               f"{share:.0%} of the matrix products' speed; {peaks['plain']:.0f} and "
-              f"{peaks['ours']:.0f} MiB  inference: plain {rate['plain inference']:6.1f}  ours "
+              f"{peaks['ours']:.0f} MiB  inference: reference {rate['plain inference']:6.1f}  ours "
               f"{rate['ours inference']:6.1f}  ratio "
               f"{rate['ours inference'] / rate['plain inference']:.2f}")
 
@@ -389,7 +302,7 @@ def head_step(name, K):
 
 
 def growth():
-    """How time and memory grow with labels and with pictures."""
+    """How time and memory grow with labels and with images."""
     print("\nHeads at 256 wide, 7 x 7 cells, batch 8: ms forward + backward by number of labels")
     sizes = (20, 80, 500, 5000)
     for name in ("csra", "q2l", "cprfl", "asl"):
@@ -431,7 +344,7 @@ def private_memory():
 
 if __name__ == "__main__":
     parser = argparse.ArgumentParser(description=__doc__.split("\n")[0])
-    parser.add_argument("--images", help="folder of JPEG pictures")
+    parser.add_argument("--images", help="folder of JPEG images")
     parser.add_argument("--only", help="some of loss,heads,steps,growth,input")
     parser.add_argument("--compile", action="store_true", help="steps: the models compiled")
     args = parser.parse_args()

@@ -42,10 +42,17 @@ def released_weights(shapes):
 
 
 def parity_batch(figures):
-    """The images (B, 3, size, size) of a parity entry and its targets."""
-    shape = (len(figures["targets"]), 3, figures["size"], figures["size"])
+    """The images (B, 3, size, size) of a parity entry and its targets, if it has any."""
+    targets = figures.get("targets")
+    shape = (len(targets or figures["logits"]), 3, figures["size"], figures["size"])
     images = torch.tensor(np.random.default_rng(0).standard_normal(shape), dtype=torch.float32)
-    return images, torch.tensor(figures["targets"], dtype=torch.int8)
+    return images, torch.tensor(targets, dtype=torch.int8) if targets else None
+
+
+def shared_figures(name):
+    """A file of parity figures with the released names and shapes, where it is at hand, or None."""
+    file = HERE.parent.parent / "shared" / "parity" / f"{name}.json"
+    return json.loads(file.read_text()) if file.is_file() else None
 
 
 def print_difference(method, found, expected):

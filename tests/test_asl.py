@@ -101,8 +101,9 @@ def test_distribution_balanced_loss_is_its_equations():
     torch.manual_seed(0)
     z = torch.randn(4, 3, dtype=torch.float64)
     y = torch.tensor([[1, 0, 1], [0, 0, 1], [1, 1, -1], [0, 0, 0]])
-    n, N, (alpha, beta, mu, kappa, lam) = [50, 5, 120], 150, (0.1, 10, 0.3, 0.05, 5)
-    for gamma in (0, 2):
+    n, N, (alpha, beta, kappa) = [50, 5, 120], 150, (0.1, 10, 0.05)
+    for gamma, data in ((0, "voc-lt"), (2, "voc-lt"), (2, "coco-lt")):  # with the published settings
+        mu, lam = asl.DB_SETTINGS[data]["mu"], asl.DB_SETTINGS[data]["lam"]
         total = 0
         for i in range(4):
             for k in range(3):
@@ -111,14 +112,14 @@ def test_distribution_balanced_loss_is_its_equations():
                 sampled = sum(1 / n[j] for j in range(3) if y[i, j] == 1) / 3  # P^I
                 r = (1 / 3 / n[k]) / sampled if sampled else math.inf
                 weight = alpha + 1 / (1 + math.exp(-beta * (r - mu)))
-                nu = kappa * math.log(N / n[k] - 1)
+                nu = kappa / lam * math.log(N / n[k] - 1)
                 if y[i, k] == 1:
                     bce = math.log(1 + math.exp(-(z[i, k] - nu)))
                     total += weight * bce * (1 - math.exp(-bce)) ** gamma
                 else:
                     bce = math.log(1 + math.exp(lam * (z[i, k] - nu)))
                     total += weight * bce * (1 - math.exp(-bce)) ** gamma / lam
-        loss = asl.distribution_balanced_loss(z, y, n, N, gamma=gamma)
+        loss = asl.distribution_balanced_loss(z, y, n, N, gamma=gamma, mu=mu, lam=lam)
         assert loss.item() == pytest.approx(total / 11, rel=1e-9)
 
 

@@ -8,8 +8,15 @@ import numpy as np
 import pytest
 import torch
 import torchvision
-from bench import plain_interaction
-from conftest import HERE, PARITY, parity_batch, print_difference, released_weights, run
+from conftest import (
+    PARITY,
+    parity_batch,
+    print_difference,
+    released_weights,
+    run,
+    shared_figures,
+)
+from reference import plain_interaction
 from torch import nn
 
 import cprfl
@@ -25,30 +32,35 @@ def small(**settings):
                        **settings).eval()
 
 
-def test_parity_with_the_released_model():
-    figures = PARITY["cprfl"]["r101_k20_224"]
-    with torch.device("meta"):
-        resnet = torchvision.models.resnet101()
-    numbers = {name: i for i, (name, _) in enumerate(resnet.named_children())}
+def released_shapes(resnet, d, inner, ffn):
+    """Names and shapes of a released checkpoint: the ResNet's parts are numbered."""
+    order = ("conv1", "bn1", "relu", "maxpool", "layer1", "layer2", "layer3", "layer4")
     shapes = {}
-    for name, tensor in resnet.state_dict().items():
+    for name, shape in resnet.items():
         part, rest = name.split(".", 1)
         if part != "fc":
-            shapes[f"Backbone.{numbers[part]}.{rest}"] = tuple(tensor.shape)
-    layer = "attention.layers.0."
-    for name, shape in (("0.norm.", (2048,)), ("0.fn.to_qkv.", (12288, 2048)),
-                        ("0.fn.to_out.0.", (2048, 4096)), ("1.norm.", (2048,)),
-                        ("1.fn.net.0.", (2048, 2048)), ("1.fn.net.3.", (2048, 2048))):
+            shapes[f"Backbone.{order.index(part)}.{rest}"] = shape
+    layer, width = "attention.layers.0.", 2048
+    for name, shape in (("0.norm.", (d,)), ("0.fn.to_qkv.", (3 * inner, d)),
+                        ("0.fn.to_out.0.", (d, inner)), ("1.norm.", (d,)),
+                        ("1.fn.net.0.", (ffn, d)), ("1.fn.net.3.", (d, ffn))):
         shapes[f"{layer}{name}weight"] = shape
         if "qkv" not in name:
             shapes[f"{layer}{name}bias"] = shape[:1]
-    for name, shape in (("fc.0", (2048, 2048)), ("label_emb.0", (1024, 1024)),
-                        ("label_emb.3", (2048, 1024))):
+    for name, shape in (("fc.0", (d, width)), ("label_emb.0", (d // 2, 1024)),
+                        ("label_emb.3", (d, d // 2))):
         shapes |= {f"{name}.weight": shape, f"{name}.bias": shape[:1]}
-    file = HERE.parent.parent / "shared" / "parity" / "cprfl.json"
-    if file.is_file():
-        keys = json.loads(file.read_text())["r101_k20_224"]["keys"]
-        assert {name: list(shape) for name, shape in shapes.items()} == keys
+    return shapes
+
+
+def test_parity_with_the_released_model():
+    figures = PARITY["cprfl"]["r101_k20_224"]
+    with torch.device("meta"):
+        resnet = {name: tuple(tensor.shape)
+                  for name, tensor in torchvision.models.resnet101().state_dict().items()}
+    shapes = released_shapes(resnet, 2048, 4096, 2048)
+    if full := shared_figures("cprfl"):
+        assert {name: list(shape) for name, shape in shapes.items()} == full["r101_k20_224"]["keys"]
     rng = np.random.default_rng(zlib.crc32(b"text_features"))
     text = torch.tensor(rng.standard_normal((20, 1024)) / math.sqrt(1024) * 32)
     model = cprfl.build([str(k) for k in range(20)], backbone="resnet101", pretrained=False,

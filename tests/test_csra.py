@@ -1,11 +1,17 @@
 """CSRA against the released model's figures and against its equations, written as loops."""
-import json
 import shutil
 
 import pytest
 import torch
 import torchvision
-from conftest import HERE, PARITY, parity_batch, print_difference, released_weights, run
+from conftest import (
+    PARITY,
+    parity_batch,
+    print_difference,
+    released_weights,
+    run,
+    shared_figures,
+)
 
 import csra
 
@@ -18,10 +24,8 @@ def test_parity_with_the_released_model(entry):
     shapes = {name: tuple(t.shape) for name, t in resnet.items() if not name.startswith("fc.")}
     shapes |= {f"classifier.multi_head.{h}.head.weight": (config["K"], 512, 1, 1)
                for h in range(config["heads"])}
-    file = HERE.parent.parent / "shared" / "parity" / "csra.json"
-    if file.is_file():
-        keys = json.loads(file.read_text())[entry]["keys"]
-        assert {name: list(shape) for name, shape in shapes.items()} == keys
+    if full := shared_figures("csra"):
+        assert {name: list(shape) for name, shape in shapes.items()} == full[entry]["keys"]
     model = csra.build(list(range(config["K"])), backbone="resnet18", pretrained=False,
                        image_size=224, heads=config["heads"], lam=config["lam"]).eval()
     state = {f"module.{name}": tensor for name, tensor in released_weights(shapes).items()}

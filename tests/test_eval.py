@@ -11,9 +11,14 @@ from PIL import Image
 
 import data
 import eval as evaluation
-import train
 from data import InputError
 from eval import KINDS, average_precision, best_threshold, metrics
+from lib import maps, predict
+from lib.methods import build_model
+from lib.order import sample
+from lib.settings import settings_of
+from sets import voc
+from sets.scenes import draw as draw_scene
 
 
 def brute_force_ap(scores, targets, kind):
@@ -154,11 +159,11 @@ SMALL = {"csra": [], "asl": [], "q2l": ["--data", "scenes"], "cprfl": ["--data",
 def checkpoint(tmp_path):
     """A function: (method, flags) -> an untrained checkpoint, as train.py writes it."""
     def write(model, *flags):
-        method, settings = train.settings_of(["--model", model, *SMALL[model], *flags])
+        method, settings = settings_of(["--model", model, *SMALL[model], *flags])
         scenes = data.load("scenes", split="test")
         with torch.random.fork_rng():
             torch.manual_seed(3)
-            net = evaluation.build_model(method, settings, scenes.classes)
+            net = build_model(method, settings, scenes.classes)
         file = tmp_path / f"{model}.pt"
         torch.save({"model": net.state_dict(), "ema": None, "settings": settings | {"workers": 0},
                     "classes": scenes.classes, "counts": [100] * 10 + [10] * 10}, file)
@@ -167,8 +172,8 @@ def checkpoint(tmp_path):
 
 
 def scenes_input(count):
-    scenes = data.load("scenes", split="test").subset(slice(count))
-    images = torch.stack([scenes.picture(i) for i in range(count)])
+    scenes = sample(data.load("scenes", split="test"), count)
+    images = torch.stack([scenes.image(i) for i in range(count)])
     return scenes, data.normalize(images, torch.device("cpu"), (0.5,) * 3, (0.25,) * 3)
 
 
@@ -187,7 +192,7 @@ def test_table_scores_and_back(checkpoint, tmp_path, capsys):
     for name in ("mAP", "head", "tail", "CF1", "OF1_3"):
         assert table[name] == pytest.approx(expected[name], abs=1e-3), name
         assert f"{name} {table[name]:.2f}" in text
-    assert "20 pictures" in text and "envelope AP, threshold 0.501" in text
+    assert "20 images" in text and "envelope AP, threshold 0.501" in text
     empty = [n for n, count in zip(scenes.classes, scenes.targets.sum(0)) if not count]
     assert f"left out of the means: {', '.join(empty) or 'none'}" in text
     call("--from-scores", tmp_path / "s.npz", "--ap", "envelope", "--threshold", 0.501, "--out",
@@ -222,7 +227,7 @@ def test_predict_names_labels_and_skips_bad_pictures(checkpoint, tmp_path):
     scenes, images = scenes_input(2)
     (tmp_path / "pictures/inner").mkdir(parents=True)
     for name, i in (("a.png", 0), ("inner/b.PNG", 1)):
-        Image.fromarray(scenes.picture(i).permute(1, 2, 0).numpy()).save(
+        Image.fromarray(scenes.image(i).permute(1, 2, 0).numpy()).save(
             tmp_path / "pictures" / name)
     (tmp_path / "pictures/notes.txt").write_text("no picture")
     scores = net(images).double().sigmoid().detach().numpy()
@@ -248,14 +253,14 @@ def test_sheets_of_heat_maps(checkpoint, tmp_path):
         call("--checkpoint", file, "--limit", 1, "--heatmaps", tmp_path / model, "--threshold", 0,
              *each_head)
         sheet, = (tmp_path / model).iterdir()
-        assert sheet.name == "00000-0.png" and size in (None, Image.open(sheet).size)
+        assert sheet.name.startswith("00000-") and size in (None, Image.open(sheet).size)
 
 
 def test_sheets_show_what_the_views_predict(checkpoint, tmp_path, monkeypatch):
     def drawn(folder, attention, data, scores, *_):
         assert np.array_equal(scores, np.load(tmp_path / "s.npz")["scores"])
         drawn.indices = [i for i, _ in attention]
-    monkeypatch.setattr(evaluation, "draw_heatmaps", drawn)
+    monkeypatch.setattr(maps, "draw_heatmaps", drawn)
     flags = ("--checkpoint", checkpoint("csra")[0], "--limit", 3, "--flip", "--sizes", "96,128")
     call(*flags, "--scores", tmp_path / "s.npz")
     call(*flags, "--heatmaps", tmp_path / "maps")
@@ -266,27 +271,27 @@ def test_maps_lie_where_their_cells_look():
     one = torch.zeros(1, 8, 8)
     one[0, 2, 5] = 1
     for offset, place in (((0, 0), (5.5, 2.5)), ((0.05, -0.1), (5.5 + 0.4, 2.5 - 0.8))):
-        large = evaluation.enlarge(one, 160, 320, offset)[0]
+        large = maps.enlarge(one, 160, 320, offset)[0]
         y, x = divmod(large.argmax().item(), 320)
         assert ((x + 0.5) / 40, (y + 0.5) / 20) == pytest.approx(place, abs=0.051)
 
     class Strided(torch.nn.Module):
         def features(self, x):  # cell i sees pixels 4 i - 1 to 4 i + 1; its own are 4 i to 4 i + 3
             return torch.nn.functional.conv2d(x, torch.ones(2, 3, 3, 3), stride=(2, 4), padding=1)
-    offset = evaluation.view_offset(Strided(), 64)
+    offset = maps.view_offset(Strided(), 64)
     assert offset == pytest.approx([-1.5 / 64, -0.5 / 64])  # x, y
 
 
 def test_pointing_game():
-    maps = torch.zeros(2, 3, 4, 4)  # heads, K, h, w
-    maps[:, 0, 1, 2], maps[:, 1, 3, 3], maps[:, 2, 0, 0] = 1, 1, 1
+    found_maps = torch.zeros(2, 3, 4, 4)  # heads, K, h, w
+    found_maps[:, 0, 1, 2], found_maps[:, 1, 3, 3], found_maps[:, 2, 0, 0] = 1, 1, 1
     inside, outside = (0.5, 0.25, 0.75, 0.5), (0.0, 0.5, 0.2, 0.9)
     found = [[(0, *outside, False), (0, *inside, True), (1, *inside, True), (1, *outside, True)]]
-    result = evaluation.pointing([(0, maps), (1, maps)], [*found, []], (0, 0),
+    result = maps.pointing([(0, found_maps), (1, found_maps)], [*found, []], (0, 0),
                                  np.array([[1, 1, 0], [0, 0, 0]]))
     assert result == {"pointing": 50.0, "pointing_small": 0.0, "pointing_pairs": 2,
                       "pointing_small_pairs": 1}
-    result = evaluation.pointing([(0, maps[0])], found, (-0.3, 0), np.array([[1, 0, 0]]))
+    result = maps.pointing([(0, found_maps[0])], found, (-0.3, 0), np.array([[1, 0, 0]]))
     assert result == {"pointing": 0.0, "pointing_pairs": 1, "pointing_small_pairs": 0}
 
 
@@ -295,7 +300,7 @@ def test_pointing_from_the_command_line(checkpoint, tmp_path, capsys):
          tmp_path / "a.json")
     scenes, _ = scenes_input(20)
     assert json.loads((tmp_path / "a.json").read_text())["pointing_pairs"] == scenes.targets.sum()
-    assert "pairs of picture and class" in capsys.readouterr().out
+    assert "pairs of image and class" in capsys.readouterr().out
 
 
 def test_residual_flip_and_sizes(checkpoint, tmp_path):
@@ -325,7 +330,7 @@ def test_residual_flip_and_sizes(checkpoint, tmp_path):
 
 def test_where_nothing_can_be_written_is_said_before_the_work(checkpoint, tmp_path, monkeypatch):
     file, _ = checkpoint("asl")
-    monkeypatch.setattr(evaluation, "open_model", None)  # the work
+    monkeypatch.setattr(predict, "open_model", None)  # the work
     for flag in ("--out", "--scores", "--heatmaps", "--voc-server"):
         with pytest.raises(InputError, match="choose another place to write to"):
             call("--checkpoint", file, flag, file / "inside" / "x")
@@ -350,9 +355,9 @@ def test_other_image_sizes_are_as_timm_converts_them(checkpoint, tmp_path, backb
     flags = ("--backbone", backbone, "--output-stride", "none", "--amp", "off")
     file, net = checkpoint("csra", *flags, "--image-size", str(trained))
     call("--checkpoint", file, "--limit", 3, "--image-size", size, "--scores", tmp_path / "s.npz")
-    method, settings = train.settings_of(["--model", "csra", *flags, "--image-size", str(size)])
-    scenes = data.load("scenes", split="test").subset(slice(3))
-    other = evaluation.build_model(method, settings, scenes.classes).eval()
+    method, settings = settings_of(["--model", "csra", *flags, "--image-size", str(size)])
+    scenes = sample(data.load("scenes", split="test"), 3)
+    other = build_model(method, settings, scenes.classes).eval()
     other.backbone = timm.create_model(backbone, num_classes=0, global_pool="", img_size=size,
                                        **window).eval()
     state = net.backbone.state_dict()  # old timm versions would rename the layers between stages
@@ -360,7 +365,7 @@ def test_other_image_sizes_are_as_timm_converts_them(checkpoint, tmp_path, backb
     state = family.checkpoint_filter_fn(state, other.backbone) | between
     other.backbone.load_state_dict(state)
     other.head.load_state_dict(net.head.state_dict())
-    images = torch.stack([data.transform(size)(scenes.picture(i)) for i in range(3)])
+    images = torch.stack([data.transform(size)(scenes.image(i)) for i in range(3)])
     with torch.no_grad():
         expected = other(data.normalize(images, torch.device("cpu"), (0.5,) * 3, (0.25,) * 3))
     np.testing.assert_allclose(np.load(tmp_path / "s.npz")["scores"], expected.sigmoid(), atol=1e-5)
@@ -374,18 +379,18 @@ def test_other_image_sizes_are_as_timm_converts_them(checkpoint, tmp_path, backb
 def test_voc_server_files(checkpoint, tmp_path, monkeypatch):
     file, _ = checkpoint("asl")
     state = torch.load(file)
-    net = evaluation.build_model(__import__("asl"), state["settings"], data.VOC)
-    torch.save(state | {"classes": data.VOC, "model": net.state_dict()}, file)
+    net = build_model(__import__("asl"), state["settings"], voc.CLASSES)
+    torch.save(state | {"classes": voc.CLASSES, "model": net.state_dict()}, file)
     folder = tmp_path / "VOCdevkit/VOC2012"
     (folder / "ImageSets/Main").mkdir(parents=True)
     (folder / "JPEGImages").mkdir()
     (folder / "ImageSets/Main/test.txt").write_text("2008_000001\n2008_000004\n")
     for name in ("2008_000001", "2008_000004"):
-        Image.fromarray(data.draw_scene(1, 0)[0]).save(folder / f"JPEGImages/{name}.jpg")
+        Image.fromarray(draw_scene("scene:1/0")[0]).save(folder / f"JPEGImages/{name}.jpg")
     call("--checkpoint", file, "--data", "voc2012", "--root", tmp_path, "--voc-server",
          tmp_path / "out")
     files = sorted((tmp_path / "out/results/VOC2012/Main").iterdir())
-    assert [f.name for f in files] == [f"comp2_cls_test_{name}.txt" for name in data.VOC]
+    assert [f.name for f in files] == [f"comp2_cls_test_{name}.txt" for name in voc.CLASSES]
     lines = [line.split() for line in files[3].read_text().splitlines()]
     assert [line[0] for line in lines] == ["2008_000001", "2008_000004"]
     assert all(0 < float(line[1]) < 1 for line in lines)
@@ -398,11 +403,11 @@ def test_unreadable_pictures_are_an_error_or_counted(checkpoint, tmp_path, capsy
     for split in ("train", "test"):
         (tmp_path / f"{split}.csv").write_text(
             f"image,{names}\n" + "".join(f"{n}.png{',1' * 20}\n" for n in "ab"))
-    Image.fromarray(data.draw_scene(1, 0)[0]).save(tmp_path / "a.png")
+    Image.fromarray(draw_scene("scene:1/0")[0]).save(tmp_path / "a.png")
     (tmp_path / "b.png").write_bytes(b"")
     flags = ("--checkpoint", file, "--data", "csv", "--root", tmp_path)
     with pytest.raises(InputError, match="b.png"):
         call(*flags)
     call(*flags, "--skip-bad", 1)
     said = capsys.readouterr()
-    assert "1 pictures" in said.out and "left out" in said.err and "b.png" in said.err
+    assert "1 images" in said.out and "left out" in said.err and "b.png" in said.err

@@ -14,6 +14,7 @@ import csra
 import eval as evaluation
 import train
 from data import InputError
+from lib.settings import SETTINGS
 
 METHODS = ("csra", "q2l", "cprfl", "asl")
 QUICK = ("--limit", 64, "--batch-size", 16, "--workers", 0)
@@ -84,18 +85,18 @@ def test_a_loss_that_is_not_finite_stops_the_run(tmp_path, capsys, monkeypatch):
     monkeypatch.setattr(csra, "loss", explode)
     with pytest.raises(SystemExit, match="loss nan in epoch 2, step 3, lr 0.003"):
         train.main(["--model", "csra", *map(str, QUICK), "--epochs", "3", "--out", str(tmp_path)])
-    assert torch.load(tmp_path / "last.pt", weights_only=True)["epoch"] == 1
+    assert torch.load(tmp_path / "last.pt", weights_only=True)["step"] == 4
 
 
 @pytest.mark.parametrize("flags, message", [
-    (("--model", "nonesuch"), "csra"), (("--nonesuch", 1), "usage.*--lam"),
-    (("--data", "nonesuch"), "scenes, scenes-lt, csv"), (("--data", "csv"), "--root"),
+    (("--model", "nonesuch"), "csra"), (("--nonesuch", 1), "--nonesuch 1.*--help"),
+    (("--data", "nonesuch"), "'scenes', 'scenes-lt', 'csv'"), (("--data", "csv"), "--root"),
     (("--heads", 3), "heads=3"), (("--optimizer", "lion"), "--optimizer.*adamw"),
     (("--augment", "mixup"), "crop, flip"), (("--pretrained",), "--no-pretrained"),
     (("--backbone", "resnet999"), "resnet999"), (("--amp", "int4"), "bf16"),
     (("--epochs", "many"), "--epochs"), (("--schedule-epochs", 3), "--schedule-epochs 0"),
     (("--image-size", "-1"), "image-size"), (("--mean", "0.5,0.5"), "three numbers"),
-    (("--std", "a,b,c"), "--std"), (("--seed", -1), "--seed -1"), (("--ema", 1), "--ema 1"),
+    (("--std", "a,b,c"), "--std"), (("--seed", -1), "--seed: -1"), (("--ema", 1), "--ema: 1"),
     (("--pct-start", 2), "--pct-start"), (("--skip-bad", -1), "--skip-bad"), (("--lr", -1), "--lr"),
     (("--output-stride", 5), "csra, backbone"), (("--schedule", "flat"), "onecycle")])
 def test_wrong_flags_are_named(flags, message, tmp_path, capsys):
@@ -119,7 +120,7 @@ def test_help_names_recipe_and_hyper_parameters():
 
 @pytest.mark.parametrize("schedule", ["step", "cosine", "onecycle"])
 def test_schedules_are_their_formulas(schedule):
-    s = train.RECIPE | {"schedule": schedule, "optimizer": "sgd", "epochs": 6, "decay_epochs": 2,
+    s = {name: row[0] for name, row in SETTINGS.items()} | {"schedule": schedule, "optimizer": "sgd", "epochs": 6, "decay_epochs": 2,
                             "warmup_epochs": 1.0, "pct_start": 0.5}
     groups = [{"params": [torch.nn.Parameter(torch.ones(1))], "lr": lr} for lr in (0.1, 1.0)]
     optimizer, scheduler = train.optimizer_and_schedule(groups, s, steps=5)
@@ -140,7 +141,7 @@ def test_schedules_are_their_formulas(schedule):
 @pytest.mark.parametrize("name", METHODS)
 def test_recipes_set_what_there_is_to_set(name):
     method = importlib.import_module(name)
-    known = {*train.RECIPE, *inspect.signature(method.build).parameters}
+    known = {*SETTINGS, *inspect.signature(method.build).parameters}
     for data, recipe in method.RECIPES.items():
         assert set(recipe) <= known, data
 

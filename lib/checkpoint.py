@@ -1,0 +1,66 @@
+"""Checkpoints: written whole, read without executing anything, and compared with the data."""
+import hashlib
+import os
+import pickle
+
+import numpy as np
+import torch
+
+from data import InputError
+
+
+def save(checkpoint, path):
+    """Under a temporary name, then renamed: an interruption leaves the previous one intact."""
+    part = path.with_suffix(".tmp")
+    try:
+        torch.save(checkpoint, part)
+        os.replace(part, path)
+    except (OSError, RuntimeError) as error:  # torch's writer raises the second
+        part.unlink(missing_ok=True)
+        raise InputError(f"{path} can't be written ({str(error).splitlines()[0]}): make room, then "
+                         "--resume; the checkpoint before it is intact") from error
+
+
+def read_file(path):
+    """A saved file of tensors, and of numpy numbers as released files have; executes nothing."""
+    number = np._core.multiarray.scalar  # numpy 1 wrote it under another name
+    allowed = [number, (number, "numpy.core.multiarray.scalar"), np.dtype,
+               *(type(np.dtype(kind)) for kind in ("float64", "float32", "int64"))]
+    try:
+        with torch.serialization.safe_globals(allowed):
+            return torch.load(path, map_location="cpu", weights_only=True)
+    except (OSError, RuntimeError, EOFError, LookupError, ValueError, TypeError, AttributeError,
+            AssertionError, ImportError, OverflowError, pickle.UnpicklingError) as error:
+        raise InputError(f"{path}: no readable checkpoint ({str(error).strip()[:200]}); "
+                         "train.py writes OUT/last.pt after each epoch") from error
+
+
+def read_checkpoint(path):
+    """A checkpoint of train.py."""
+    checkpoint = read_file(path)
+    parts = {"settings": dict, "model": dict, "classes": list, "ema": (dict, type(None))}
+    if not isinstance(checkpoint, dict) or "settings" not in checkpoint:
+        raise InputError(f"{path}: not of train.py; eval.py --official takes released ones")
+    for name, kind in parts.items():
+        if not isinstance(checkpoint.get(name), kind):
+            raise InputError(f"{path}: damaged: its {name!r} is missing or of another kind; train "
+                             "again, or take a copy")
+    return checkpoint
+
+
+def fingerprint(data, root):
+    """What must not change between a run and its resumption; paths count from `root`."""
+    paths = "\n".join(path.removeprefix(f"{root}") for path in data.paths)
+    return {"classes": data.classes, "number of images": len(data),
+            "paths": hashlib.sha256(paths.encode("utf-8", "surrogateescape")).hexdigest(),
+            "labels": hashlib.sha256(data.targets.tobytes()).hexdigest()}
+
+
+def compare(stored, prints, last):
+    """Refuses to resume with other data."""
+    if stored is None:
+        raise InputError(f"{last} is of an older version: it evaluates, but it can't be resumed")
+    for split, now in prints.items():
+        if changed := [what for what, value in now.items() if stored[split][what] != value]:
+            raise InputError(f"{last}: the {split} split has changed since ({', '.join(changed)}): "
+                             "restore the data, or start anew with another --out")

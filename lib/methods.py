@@ -1,0 +1,43 @@
+"""Which methods there are, and how their models are built."""
+import importlib
+import inspect
+import pickle
+from pathlib import Path
+
+import lib.cvt  # noqa: F401 (so that timm knows cvt_w24)
+from data import InputError
+
+METHODS = sorted(path.stem for path in Path(__file__).parent.parent.glob("*.py")
+                 if "\nRECIPES = " in path.read_text("utf-8"))
+
+
+def method_of(name):
+    """The module of a method. Nothing else is imported, whatever a checkpoint says."""
+    if name not in METHODS:
+        raise InputError(f"no method {name!r}: choose from {', '.join(METHODS)}")
+    return importlib.import_module(name)
+
+
+def remote(backbone, given, path):
+    """Refuses a backbone from a hub or a folder that only a checkpoint asks for."""
+    if not given and (":" in backbone or "/" in backbone or "\\" in backbone):
+        raise InputError(f"{path} asks for the backbone {backbone}, which comes from elsewhere: if "
+                         "you trust it, say --backbone with this name")
+
+
+def chosen(function, settings):
+    """The settings that are keyword arguments of `function`."""
+    return {p.name: settings[p.name] for p in inspect.signature(function).parameters.values()
+            if p.name in settings and (p.kind is p.KEYWORD_ONLY or p.default is not p.empty)}
+
+
+def build_model(method, settings, classes):
+    """`method.build` with its settings."""
+    try:
+        return method.build(classes, **chosen(method.build, settings))
+    except (OSError, RuntimeError, ValueError, AssertionError, AttributeError, TypeError,
+            pickle.UnpicklingError) as error:
+        remedy = ("\nPretrained weights need a network once, then they are cached; "
+                  "--no-pretrained starts from random ones.") if settings["pretrained"] else ""
+        raise InputError(f"{settings['model']}, backbone {settings['backbone']}: "
+                         f"{str(error)[:800] or repr(error)}{remedy}") from error

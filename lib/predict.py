@@ -1,0 +1,176 @@
+"""Scores of images from a checkpoint, train.py's or a released one, in one or several views."""
+import copy
+import sys
+import time
+
+import numpy as np
+import torch
+
+from data import InputError, load, loader, normalize, reading
+from lib import maps
+from lib.checkpoint import read_checkpoint, read_file
+from lib.methods import build_model, method_of, remote
+from lib.order import in_order, sample
+from lib.processes import everyone, hardware, process
+from lib.settings import settings_of
+
+
+def with_progress(batches):
+    """The batches, with a line about the time left every ten seconds."""
+    begin = told = time.time()
+    for step, batch in enumerate(batches, 1):
+        yield batch
+        now = time.time()
+        if now - told > 10 and process()[0] == 0:
+            told, rate = now, step / (now - begin)
+            print(f"{step} of {len(batches)} batches, {rate * len(batch.images):.0f} images/s, "
+                  f"{(len(batches) - step) / rate:.0f} s left", file=sys.stderr)
+
+
+@torch.inference_mode()
+def predict(model, batches, device, dtype, mean, std, flip=False, skip_bad=0):
+    """Probabilities float64 (N, K) and the indices (N,) of their samples, in ascending order, from
+    all processes. `flip`: the mean with the mirrored image. More than `skip_bad` unreadable images
+    are an error, and so are nan scores."""
+    model.eval()
+    logits, index, bad = [], [], []
+    for batch in with_progress(batches):
+        bad += batch.bad
+        if len(bad) > skip_bad:
+            raise InputError(bad[0])
+        images = normalize(batch.images, device, mean, std)
+        with torch.autocast(device.type, dtype, enabled=dtype is not None):
+            views = [images, images.flip(3)] if flip else [images]
+            if len(images):  # the logits stay on the device: it is waited for only at the end
+                logits.append(torch.stack([model(view) for view in views]).movedim(0, -1))
+                index.append(batch.index)
+
+    # A process may have none of the images. In float32, logits above 17 would tie.
+    own = (torch.cat(logits).cpu().double().sigmoid().mean(-1).numpy(),
+           torch.cat(index).numpy()) if index else None
+    owns, bads = zip(*everyone((own, bad)))
+    owns, bad = [own for own in owns if own], [text for texts in bads for text in texts]
+    for message in bad if process()[0] == 0 else ():
+        print(f"left out: {message}", file=sys.stderr)
+    if len(bad) > skip_bad or not owns:
+        raise InputError(bad[0] if bad else "no images")
+    scores, index = (np.concatenate(part) for part in zip(*owns))
+    if np.isnan(scores).any():
+        raise InputError(f"{np.isnan(scores).any(1).sum()} images have the score nan: the weights "
+                         "have diverged; lower --lr, set --clip-grad, or --amp off")
+    order = np.argsort(index)
+    return scores[order], index[order]
+
+
+def at_size(model, size):
+    """A copy for images of this size. ViT and Swin resample their position embeddings, always from
+    the trained ones; a ResNet takes any size."""
+    model = copy.deepcopy(model)
+    if hasattr(model.backbone, "set_input_size"):
+        with reading(f"--image-size {size}", "choose a multiple of the backbone's patches"):
+            model.backbone.set_input_size((size, size))
+    return model
+
+
+def add_residual(model, lam):
+    """CSRA's test-time trick on a trained classifier that pools the scores of the cells."""
+    residual = method_of("csra").residual
+    if getattr(model.head, "lam", None) == 0:  # csra.py trained without attention
+        model.forward = lambda images: sum(
+            residual(s, lam) for s in model.head.scores(model.features(images)).unbind(1))
+    elif isinstance(model.head, torch.nn.Linear):  # asl.py
+        model.forward = lambda images: residual(model.attention(images)[1].flatten(2), lam)
+    else:
+        raise InputError("--residual needs a pooled linear classifier: asl.py's, or csra --lam 0")
+
+
+def read_official(path, flags, root, split):
+    """A released checkpoint in the form of train.py's. `flags`: its --model, --data, ..."""
+    method, settings = settings_of(flags)
+    with reading(path, f"--official takes what {settings['model']}'s authors released"):
+        state = method.from_official(read_file(path))
+    return {"settings": settings, "ema": None, "model": state, "counts": None,
+            "classes": load(settings["data"], root, split, check=False).classes}
+
+
+def untrained(checkpoint, state):
+    """The checkpoint's model before its weights `state` are loaded."""
+    settings = checkpoint["settings"] | {"pretrained": False}
+    if "text_features" in state:  # CPRFL's: part of the checkpoint, so they need not be downloaded
+        settings["text_features"] = state["text_features"]
+    return build_model(method_of(settings["model"]), settings, checkpoint["classes"])
+
+
+def open_model(checkpoint, state, path):
+    """The model with the weights `state`, which `path` holds."""
+    model = untrained(checkpoint, state)
+    try:
+        model.load_state_dict(state)
+    except (RuntimeError, TypeError, AttributeError) as error:
+        raise InputError(f"{path} doesn't fit the model: {str(error)[:600]}\n"
+                         "Do --backbone, --image-size and so on?") from error
+    return model
+
+
+class Scorer:
+    """A checkpoint's model on this machine, in the views that eval.py's flags ask for."""
+
+    def __init__(self, args, flags):
+        self.file, self.args = args.checkpoint or args.official, args
+        self.checkpoint = checkpoint = read_official(self.file, flags, args.root, args.split) \
+            if args.official else read_checkpoint(self.file)
+        settings = self.settings = checkpoint["settings"]
+        with reading(self.file, "not a checkpoint that train.py has written"):
+            remote(settings["backbone"], args.official or args.backbone, self.file)
+            weights = args.weights or settings.get("report", "ema")
+            if args.weights == "ema" and not checkpoint["ema"]:
+                raise InputError(f"{self.file} has no EMA weights: --weights raw")
+            self.weights = "ema" if checkpoint["ema"] and weights == "ema" else "raw"
+            self.state = checkpoint["ema" if self.weights == "ema" else "model"]
+            self.classes, self.counts = checkpoint["classes"], checkpoint["counts"]
+            self.data, self.root = args.data or settings["data"], args.root or settings["root"]
+            self.sizes = args.sizes or [settings["image_size"]]
+            self.device, self.dtype, self.workers = hardware(settings["amp"], args.workers)
+            model = open_model(checkpoint, self.state, self.file)
+        self.models = [at_size(model, size).to(self.device, memory_format=torch.channels_last)
+                       for size in self.sizes]
+        for model in self.models if args.residual is not None else ():
+            add_residual(model, args.residual)
+
+    def split(self, split):
+        """A split of the data set, whose classes must be the model's."""
+        data = load(self.data, self.root, split, drop_unlabelled=self.settings["drop_unlabelled"],
+                    long_tail=self.settings["long_tail"])
+        if data.classes != self.classes:
+            raise InputError(f"{self.data} has other classes than {self.file}, or another order: "
+                             f"{data.classes[:5]}... and {self.classes[:5]}...")
+        return sample(data, self.args.limit or 0)
+
+    def batches(self, data, size):
+        return loader(data, size, in_order(len(data), self.settings["batch_size"]),
+                      workers=self.workers)
+
+    def scores(self, data, skip_bad):
+        """Scores (N, K), averaged over the views; the indices (N,) of the readable images."""
+        total = 0
+        for size, model in zip(self.sizes, self.models):
+            scores, index = predict(model, self.batches(data, size), self.device, self.dtype,
+                                    self.settings["mean"], self.settings["std"], self.args.flip,
+                                    skip_bad)
+            total = total + scores / len(self.sizes)
+        return total, index
+
+    def maps(self, data):
+        """(index, maps (..., K, H, W)) of each image."""
+        for batch in with_progress(self.batches(data, self.sizes[0])):
+            with torch.inference_mode():
+                images = normalize(batch.images, self.device, self.settings["mean"],
+                                   self.settings["std"])
+                _, found = self.models[0].attention(images)
+            yield from zip(batch.index.tolist(), found)
+
+    def map_offset(self):
+        """Where the cells of the maps look: see maps.view_offset."""
+        torch.manual_seed(0)
+        return maps.view_offset(untrained(self.checkpoint, self.state),
+                                self.settings["image_size"])

@@ -1,0 +1,110 @@
+"""How the programs start, report and end: the log, signals, errors in one line."""
+import fcntl
+import json
+import os
+import signal
+import sys
+import time
+from contextlib import contextmanager
+from pathlib import Path
+
+import torch
+import torch.distributed as dist
+
+from data import InputError, reading
+from lib.processes import process
+
+
+def check(s, device):
+    """Refuses settings that this machine cannot run."""
+    world = process()[1]
+    if s["batch_size"] % (world * s["accumulate"]):
+        raise InputError(f"--batch-size {s['batch_size']} must be a multiple of {world} processes "
+                         f"times --accumulate {s['accumulate']}")
+    if world > 1 and s["download"]:
+        raise InputError("--download: run it before, in one process: python data.py --download")
+    if s["sync_bn"] and device.type != "cuda":
+        raise InputError("--sync-bn is for several GPUs")
+
+
+class Log:
+    """OUT/log.jsonl: one JSON line for programs; `say`: one line for people. Of rank 0."""
+
+    def __init__(self, out, record):
+        self.on = process()[0] == 0
+        with reading(out, "choose another --out"):
+            if self.on:
+                out.mkdir(parents=True, exist_ok=True)
+            self.file = (out / "log.jsonl" if self.on else Path(os.devnull)).open("a", buffering=1)
+        if self.on:  # the system frees the lock when the process ends, however it ends
+            try:
+                fcntl.flock(self.file, fcntl.LOCK_EX | fcntl.LOCK_NB)
+            except OSError as error:
+                raise InputError(f"{out}: another run is writing there ({error}): wait for it, "
+                                 "stop it, or choose another --out") from error
+            self.file.truncate(0)
+        for line in record:
+            self.write(line)
+
+    def write(self, line):
+        with reading(self.file.name, "make room, then --resume"):
+            self.file.write(json.dumps(line) + "\n")
+
+    def say(self, *text, sep=" "):
+        if self.on:
+            print(*text, sep=sep, flush=True)
+
+
+def new_folder(stem):
+    """A new run's folder, named by the time; two runs of one second do not share it."""
+    stem += time.strftime("-%Y%m%d-%H%M%S")
+    while process()[0] == 0:
+        try:
+            Path(stem).mkdir(parents=True)
+            break
+        except FileExistsError:  # another run began in the same second
+            stem += "x"
+    return stem
+
+
+SIGNALS = []  # received so far
+
+
+def note_signal(number, frame):
+    """The first signal ends a run after its step; a second one ends it at once."""
+    SIGNALS.append(number)
+    signal.signal(number, signal.SIG_DFL)
+
+
+def stopped():
+    """Whether any process has received a signal."""
+    stop = torch.tensor(len(SIGNALS))
+    if process()[1] > 1:
+        dist.all_reduce(stop)  # on the CPU, so that the GPU need not be waited for
+    return bool(stop)
+
+
+@contextmanager
+def program(note_signals=False):
+    """Ends with one line for what a user can mend; leaves the process group in any case."""
+    numbers = (signal.SIGTERM, signal.SIGINT) if note_signals else ()
+    before = [signal.signal(number, note_signal) for number in numbers]
+    SIGNALS.clear()
+    try:
+        yield
+    except InputError as error:
+        sys.exit(f"error: {error}")
+    except torch.OutOfMemoryError as error:
+        sys.exit(f"error: {str(error).splitlines()[0]:.200}\nOut of memory on the device: "
+                 "--accumulate 2 keeps the batch size; --grad-checkpointing saves more, at a cost")
+    except RuntimeError as error:
+        if "DataLoader worker" not in str(error):
+            raise
+        sys.exit(f"error: {str(error).splitlines()[0]:.200}\nA loading process died, in most cases "
+                 "for lack of (shared) memory: lower --workers; 0 loads in the main process")
+    finally:
+        for number, action in zip(numbers, before):
+            signal.signal(number, action)
+        if dist.is_available() and dist.is_initialized():
+            time.sleep(0.1)  # torch 2.6 hangs here while its thread still frees the last operation
+            dist.destroy_process_group()

@@ -1,0 +1,150 @@
+"""The command line of train.py: the recipe of a method for a data set, overridden by flags."""
+import argparse
+import ast
+import inspect
+import math
+import sys
+from pathlib import Path
+
+from data import InputError
+from lib.checkpoint import read_checkpoint
+from lib.methods import METHODS, method_of, remote
+from sets import READERS
+
+ANY, SOME = (0, math.inf), (1, math.inf)
+SETTINGS = {  # name: (default, allowed: choices or [from, below), help)
+    # what a recipe may set
+    "backbone": ("resnet101.tv_in1k", None, "a model name of timm"),
+    "pretrained": (True, None, "start from timm's pretrained weights"),
+    "image_size": (448, SOME, "side of the square input in pixels"),
+    "mean": ((0.485, 0.456, 0.406), None, "of the input channels: r,g,b"),
+    "std": ((0.229, 0.224, 0.225), None, "of the input channels: r,g,b"),
+    "augment": ((), None, "some of crop,flip,cutout,randaugment"),
+    "drop_unlabelled": (False, None, "leave out images without a positive label"),
+    "long_tail": (0.0, ANY, "make the training split long-tailed: most over least frequent class"),
+    "loss": ("", ["asl", "focal", "bce", "db"], "train with the mean of this loss instead"),
+    "optimizer": ("adamw", ["sgd", "adam", "adamw"], "torch's"),
+    "lr": (1e-4, ANY, "learning rate"),
+    "weight_decay": (1e-4, ANY, "L2 penalty; adamw: decoupled"),
+    "clip_grad": (0.0, ANY, "largest gradient norm; 0: no clipping"),
+    "schedule": ("onecycle", ["step", "onecycle", "cosine"], "of the learning rate"),
+    "pct_start": (0.2, (0, 1), "onecycle: the share of steps in which the learning rate rises"),
+    "decay_epochs": (1, SOME, "step: times 0.1 every so many epochs"),
+    "warmup_epochs": (0.0, ANY, "step and cosine: epochs of linear warm-up"),
+    "epochs": (30, SOME, "when training ends; given alone, the schedule ends there, too"),
+    "schedule_epochs": (0, ANY, "the length of a schedule that training cuts short; 0: epochs"),
+    "batch_size": (16, SOME, "images per step, over all processes and micro-batches"),
+    "ema": (0.0, (0, 1), "decay of the weights' moving average; 0: none"),
+    "report": ("ema", ["ema", "raw"], "whose mAP is the result; without ema, raw"),
+    # how and where to run
+    "root": ("", None, "folder of the data set"),
+    "out": ("", None, "folder of the run"),
+    "seed": (0, (0, 2 ** 63), "of all random numbers"),
+    "workers": (-1, (-1, math.inf), "loading processes; -1: chosen for the machine"),
+    "amp": ("auto", ["auto", "off", "bf16", "fp16"], "autocast"),
+    "compile": (False, None, "use torch.compile"),
+    "accumulate": (1, SOME, "gradient accumulation: micro-batches per step, to save memory"),
+    "grad_checkpointing": (False, None, "compute activations twice, to save memory"),
+    "sync_bn": (False, None, "BatchNorm statistics over all processes"),
+    "save_every": (0.0, ANY, "minutes between checkpoints within an epoch; 0: none"),
+    "skip_bad": (0, ANY, "leave out up to N unreadable images"),
+    "limit": (0, ANY, "train on a random N of the images, the same for any seed"),
+    "resume": (False, None, "continue from OUT/last.pt"),
+    "download": (False, None, "fetch the data into ROOT")}
+FREE = ("resume", "workers", "root", "out", "compile", "download", "save_every", "skip_bad")
+
+
+def flag_type(default, allowed):
+    """Text -> a value of the default's type within the bounds."""
+    def parse(text):
+        if default is None:
+            return literal(text)
+        if isinstance(default, tuple):  # mean and std hold numbers, augment holds names
+            return tuple((float if default else str)(item) for item in text.split(",") if item)
+        value = type(default)(text)
+        if isinstance(allowed, tuple) and not allowed[0] <= value < allowed[1]:
+            raise argparse.ArgumentTypeError(f"{text}: must be in [{allowed[0]}, {allowed[1]})")
+        return value
+    parse.__name__ = "value"  # argparse prints it
+    return parse
+
+
+def literal(text):
+    """A number, True, False or None (in any case), or the text itself."""
+    try:
+        return ast.literal_eval(text.title() if text.lower() in ("true", "false", "none") else text)
+    except (ValueError, SyntaxError):
+        return text
+
+
+def as_typed(value):
+    """A setting as one types it."""
+    return ",".join(map(str, value)) if isinstance(value, tuple) else value
+
+
+class Parser(argparse.ArgumentParser):
+    """An error prints its own line only, not the usage of fifty flags."""
+
+    def error(self, message):
+        self.exit(2, f"{self.prog}: error: {message} (--help lists the flags)\n")
+
+
+def keywords(function):
+    """The keyword arguments of `build` or `loss` that become flags: name -> a row as in
+    SETTINGS."""
+    return {p.name: (p.default, None, f"of the method's {function.__name__}")
+            for p in inspect.signature(function).parameters.values()
+            if p.default is not p.empty and p.name != "reduction"}
+
+
+def settings_of(argv):
+    """The method's module and its settings: the recipe with the flags; --resume: the stored
+    ones."""
+    # The method and the data set come first: the defaults of the other flags depend on them.
+    parser = Parser(allow_abbrev=False, add_help=False)
+    parser.add_argument("--model", required="-h" not in argv and "--help" not in argv,
+                        choices=METHODS, default=METHODS[0])
+    parser.add_argument("--data", choices=READERS)
+    model, data = vars(parser.parse_known_args(argv)[0]).values()
+    method = method_of(model)
+    data = data or next(iter(method.RECIPES))
+    if data not in method.RECIPES:
+        print(f"{model} has no recipe for {data}: using the one for csv", file=sys.stderr)
+    recipe = method.RECIPES.get(data, method.RECIPES.get("csv", {}))
+
+    of_loss = keywords(method.loss)
+    table = {"model": (model, METHODS, "the method"), "data": (data, [*READERS], "the data set"),
+             **SETTINGS, **keywords(method.build), **of_loss}
+    settings = {name: row[0] for name, row in table.items()} | recipe
+    parser = Parser(description=method.__doc__.split("\n")[0], allow_abbrev=False,
+                    argument_default=argparse.SUPPRESS)
+    for name, (default, allowed, text) in table.items():
+        kind = {"action": argparse.BooleanOptionalAction} if isinstance(default, bool) else {
+            "type": flag_type(default, allowed), "metavar": None if isinstance(allowed, list) else
+            "X", "choices": allowed if isinstance(allowed, list) else None}
+        parser.add_argument("--" + name.replace("_", "-"), **kind,
+                            help=f"{text} [{as_typed(settings[name])}]".replace("%", "%%"))
+    flags = vars(parser.parse_args(argv))
+
+    last = Path(flags.get("out", ""), "last.pt")
+    if flags.get("resume") and last.is_file():
+        settings |= read_checkpoint(last)["settings"]  # a flag that is newer keeps its default
+        changed = [name for name, value in flags.items()
+                   if settings[name] != value and name not in FREE]
+        if changed:
+            raise InputError(f"{last} was made with other settings for {', '.join(changed)}: "
+                             "leave these flags out to resume, or start anew with another --out")
+        remote(settings["backbone"], "backbone" in flags, last)
+    elif "epochs" in flags and "schedule_epochs" not in flags:
+        settings["schedule_epochs"] = 0  # else a short run might end while the learning rate rises
+    settings |= flags
+
+    if not len(settings["mean"]) == len(settings["std"]) == 3 or 0 in settings["std"]:
+        parser.error("--mean, --std: three numbers each, r,g,b; none of --std is 0")
+    if 0 < settings["schedule_epochs"] < settings["epochs"]:
+        parser.error(f"--epochs {settings['epochs']}: the schedule ends after "
+                     f"{settings['schedule_epochs']}; --schedule-epochs 0 makes it as long")
+    if settings["loss"] and (unused := [name for name in of_loss if name in flags]):
+        parser.error(f"--loss {settings['loss']} replaces {model}'s loss, which alone has "
+                     f"{', '.join(unused)}")
+    return method, settings

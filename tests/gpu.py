@@ -1,0 +1,350 @@
+"""What only a GPU can show: correctness, training, speed and feeding, in one command.
+
+Run: python tests/gpu.py [--images DIR] [--out JSON]    on a GPU, under nine minutes
+     python tests/gpu.py --quick                        the same at small sizes, also on a CPU
+
+It needs the packages of requirements.txt without open_clip, and no data: images are made where
+--images names no folder of JPEG files. A check that fails is marked FAILED, and the exit code is 1.
+"""
+import argparse
+import json
+import re
+import signal
+import subprocess
+import sys
+import tempfile
+import time
+from functools import partial
+from pathlib import Path
+
+import numpy as np
+import torch
+from torch.utils.flop_counter import FlopCounterMode
+
+ROOT = Path(__file__).parent.parent
+sys.path[:0] = [str(Path(__file__).parent), str(ROOT)]
+import bench
+import data
+import train
+from asl import asymmetric_loss
+from lib.methods import build_model
+from lib.order import in_order
+from lib.processes import hardware
+from lib.settings import settings_of
+
+METHODS, CLASSES = ("csra", "q2l", "cprfl", "asl"), [str(k) for k in range(80)]
+CUDA = torch.cuda.is_available()
+FULL = {"backbone": "resnet101", "size": 448, "batch": None, "check_size": 224, "steps": 200,
+        "matrix": 8192, "images": 64, "scenes": [], "repeats": 5}
+QUICK = {"backbone": "test_resnet", "size": 64, "batch": 4, "check_size": 64, "steps": 12,
+         "matrix": 512, "images": 16, "repeats": 2,
+         "scenes": ["--limit", "64", "--epochs", "2", "--batch-size", "16", "--workers", "0"]}
+NARROW = {"q2l": ["--d-model", "64", "--ffn", "64"], "cprfl": ["--d-model", "64", "--ffn", "64"]}
+FIGURES, FAILED, BEGIN = {}, [], time.time()
+
+
+def report(name, figures, ok=True):
+    """Prints a line of a table, keeps it for --out."""
+    FIGURES[name] = figures
+    text = "  ".join(f"{key} {value:.4g}" if isinstance(value, float) else f"{key} {value}"
+                     for key, value in figures.items())
+    print(f"{time.time() - BEGIN:4.0f} s  {name}: {text}{'' if ok else '  FAILED'}", flush=True)
+    if not ok:
+        FAILED.append(name)
+
+
+def settings(name, args, *more):
+    """The method and its settings for COCO 2014, without pretrained weights."""
+    flags = ["--model", name, "--data", "coco2014", "--no-pretrained", "--backbone", args.backbone,
+             "--image-size", str(args.size), *(NARROW.get(name, []) if args.quick else []), *more]
+    if args.batch:
+        flags += ["--batch-size", str(args.batch)]
+    if name == "cprfl":
+        flags += ["--text-features", args.features]
+    return settings_of(flags)
+
+
+# -------------------------------------------------------------------------------------- correctness
+
+
+def gradients(model, method, images, targets, dtype=None):
+    """Logits, loss and all gradients, as one vector each, in float64 on the CPU."""
+    model.zero_grad()
+    with torch.autocast(images.device.type, dtype, enabled=dtype is not None):
+        logits = model(images)
+    loss = method.loss(logits, targets)
+    loss.backward()
+    grads = [p.grad.flatten() for p in model.parameters() if p.grad is not None]
+    return [x.detach().double().cpu() for x in (logits.flatten(), loss[None], torch.cat(grads))]
+
+
+def apart(found, expected):
+    """Relative L2 distances of logits, loss and gradients."""
+    return {name: ((a - b).norm() / b.norm()).item()
+            for name, a, b in zip(("logits", "loss", "gradients"), found, expected)}
+
+
+def correctness(args):
+    print("\nCorrectness: relative distance from float64 on the CPU, evaluation mode; TF32 is off")
+    torch.backends.cuda.matmul.allow_tf32 = torch.backends.cudnn.allow_tf32 = False
+    bounds = {None: 1e-4, torch.bfloat16: 0.15, torch.float16: 0.03}
+    for name in METHODS:
+        method, s = settings(name, args, "--backbone", "resnet18" if CUDA else args.backbone,
+                             "--image-size", str(args.check_size))
+        torch.manual_seed(0)
+        model = build_model(method, s, CLASSES).eval()
+        images = torch.rand(4, 3, s["image_size"], s["image_size"])
+        targets = (torch.rand(4, 80) < 0.1).to(torch.int8)
+        expected = gradients(model.double(), method, images.double(), targets)
+        model, images, targets = (x.to(args.device) for x in (model.float(), images, targets))
+        for dtype, bound in bounds.items():
+            if dtype is torch.float16 and not CUDA:
+                continue
+            found = apart(gradients(model, method, images, targets, dtype), expected)
+            report(f"{name} {str(dtype or torch.float32)[6:]}", found | {"bound": bound},
+                   max(found.values()) < bound)
+        model = model.to(memory_format=torch.channels_last)
+        found = apart(gradients(model, method, images.contiguous(
+            memory_format=torch.channels_last), targets), expected)
+        report(f"{name} channels_last", found | {"bound": 1e-4}, max(found.values()) < 1e-4)
+        if name in ("q2l", "cprfl"):
+            report(f"{name} attention", {"kernels": attention_kernels(model, images)})
+
+
+def attention_kernels(model, images):
+    """What scaled_dot_product_attention calls in a training step in half precision."""
+    activities = [torch.profiler.ProfilerActivity.CPU]
+    with torch.profiler.profile(activities=activities) as profile, \
+            torch.autocast(images.device.type, torch.bfloat16):
+        model.train()(images).sum().backward()
+    model.eval()
+    names = {event.key for event in profile.key_averages()}
+    return ", ".join(sorted(name.removeprefix("aten::") for name in names if re.match(
+        r"aten::_scaled_dot_product_\w+attention\w*$", name) and "backward" not in name))
+
+
+# ----------------------------------------------------------------------------------------- training
+
+
+def program(*command, stop_after=None):
+    """Runs a program of the project; with `stop_after`, sends SIGTERM after a line that starts so.
+    The exit code and the output."""
+    task = subprocess.Popen(list(map(str, command)), cwd=ROOT, text=True, stdout=subprocess.PIPE,
+                            stderr=subprocess.STDOUT)
+    lines = []
+    for line in task.stdout:
+        lines.append(line)
+        if stop_after and line.startswith(stop_after):
+            task.send_signal(signal.SIGTERM)
+            stop_after = None
+    return task.wait(), "".join(lines)
+
+
+def training(args):
+    print("\nTraining through the command line, on scenes")
+    readme = (ROOT / "README.md").read_text("utf-8")
+    for name in METHODS:
+        out = Path(args.folder, name)
+        more = ["--data", "scenes", "--out", out, *args.scenes]
+        if name == "cprfl":  # 20 orthogonal features in place of CLIP's: not README's figure
+            np.save(f"{args.folder}/scenes.npy", np.eye(20, 64, dtype=np.float32))
+            more += ["--text-features", f"{args.folder}/scenes.npy"]
+        begin = time.time()
+        code, text = program(sys.executable, "train.py", "--model", name, *more)
+        row = re.search(rf"^\| `{name}.py` .*?\(([\d.]+) to ([\d.]+)\) \|$", readme, re.MULTILINE)
+        low, high = map(float, row.groups())
+        score = json.loads((out / "log.jsonl").read_text().splitlines()[-1])["mAP"] if not code else 0
+        loose = args.quick or name == "cprfl"
+        report(f"{name} on scenes", {"mAP": score, "CPU's range": f"{low} to {high}",
+                                     "seconds": time.time() - begin, "exit": code},
+               code == 0 and (loose or low - 1 <= score <= high + 1))
+        if code:
+            print(text[-2000:])
+
+    short = [sys.executable, "train.py", "--model", "csra", "--limit", 256, "--epochs", 3]
+    code, text = program(*short, "--out", f"{args.folder}/cut", stop_after="epoch 1, test")
+    again, after = program(*short, "--out", f"{args.folder}/cut", "--resume")
+    report("SIGTERM and --resume", {"exit": f"{code}, {again}"},
+           (code, again) == (143, 0) and "from step 0" not in after)
+    half = "fp16" if CUDA else "bf16"
+    code, text = program(*short, "--amp", half, "--out", f"{args.folder}/half")
+    report(half, {"exit": code}, code == 0 and f"autocast torch.{dict(fp16='float16').get(half, 'bfloat16')}" in text)
+    code, text = program(sys.executable, "-m", "torch.distributed.run", "--nproc_per_node=1",
+                         *short[1:], "--out", f"{args.folder}/one")
+    report("torchrun", {"exit": code, "backend": "nccl" if CUDA else "gloo"}, code == 0)
+    if CUDA:
+        out_of_memory(args)
+    memorize(args)
+
+
+def out_of_memory(args):
+    torch.cuda.empty_cache()
+    torch.cuda.set_per_process_memory_fraction(0.004)
+    try:
+        train.main(["--model", "csra", "--backbone", "resnet101", "--output-stride", "16", "--epochs",
+                    "1", "--limit", "64", "--out", f"{args.folder}/full"])
+        text = "no error"
+    except SystemExit as stop:
+        text = str(stop)
+    torch.cuda.set_per_process_memory_fraction(1.0)
+    torch.cuda.empty_cache()
+    report("out of memory", {"says": text.splitlines()[-1][:80]}, "--accumulate 2" in text)
+
+
+def memorize(args):
+    """CSRA learns random labels of a few images: its loss on the device, and the first steps on the
+    CPU from the same weights."""
+    images = image_batch(args, args.images)
+    targets = (torch.rand(len(images), 80, generator=torch.Generator().manual_seed(0)) < 0.05)
+    losses = {}
+    for device, count in ((args.device, args.steps), (torch.device("cpu"), 3)):
+        method, s = settings("csra", args, "--batch-size", "8", "--amp", "off", "--warmup-epochs", "0")
+        torch.manual_seed(0)
+        learner = train.Learner(method, s, CLASSES, 1000, device, None)
+        learner.loss, losses[device] = method.loss, []
+        for step in range(count):
+            own = torch.arange(8 * step, 8 * step + 8) % len(images)
+            batch = data.Batch(images[own], targets[own].to(torch.int8), own, [])
+            losses[device].append(learner.backward(batch))
+            learner.update(step + 1)
+    first, cpu = (torch.stack(losses[device]).tolist() for device in losses)
+    early = max(abs(a / b - 1) for a, b in zip(first, cpu))
+    report("CSRA, random labels of photographs", {
+        "first": first[0], f"after {args.steps}": float(np.mean(first[-8:])),
+        "first 3 steps, from the CPU": early}, np.mean(first[-8:]) < first[0] and early < 1e-2)
+
+
+# -------------------------------------------------------------------------------------------- speed
+
+
+def image_batch(args, count):
+    """uint8 (count, 3, size, size)"""
+    load = data.transform(args.size)
+    paths = sorted(map(str, Path(args.photos).rglob("*.jpg")))
+    return torch.stack([load(data.read_image(path)) for path in (paths * count)[:count]])
+
+
+def speed(args, compiled=False):
+    dtype = hardware("auto", 0)[1] or torch.float32
+    peak = bench.matrix_speed(args.device, dtype, args.matrix)
+    print(f"\nSpeed, {'compiled' if compiled else 'eager'}, {args.backbone}, {args.size} px, 80 labels;"
+          f" matrix products in {dtype} reach {peak / 1e12:.3g} TFLOP/s")
+    for name in METHODS:
+        if compiled and not args.quick and time.time() - BEGIN > 430:
+            print(f"{name}: not measured, the time is up")
+            continue
+        method, s = settings(name, args)
+        shape = (s["batch_size"], args.size, args.size, 3)
+        images = torch.randint(256, shape, dtype=torch.uint8).permute(0, 3, 1, 2).to(args.device)
+        targets = (torch.rand(s["batch_size"], 80) < 0.04).to(torch.int8).to(args.device)
+        ways, memory = {}, {}
+        for way in ("ours",) if compiled else ("plain", "ours"):
+            step, infer = bench.steps_of(name, method, s, way, compiled, images, targets)
+            for call in (step, step, infer):
+                call()  # warm-up
+            ways[way], ways[f"{way} inference"] = step, infer
+            memory[way] = bench.peak_memory(step, [])
+        if compiled:
+            share = {}
+        else:
+            with FlopCounterMode(display=False) as counter:
+                ways["ours"]()
+            share = {"FLOP": counter.get_total_flops()}
+        ms = bench.timed(ways, args.repeats, args.repeats)
+        rate = {way: 1000 * s["batch_size"] / value for way, value in ms.items()}
+        figures = {"batch": s["batch_size"], "images/s": rate["ours"],
+                   "MiB": memory["ours"], "inference": rate["ours inference"]}
+        if not compiled:
+            figures |= {"ratio": rate["ours"] / rate["plain"],
+                        "share of matrix speed": 1000 * share["FLOP"] / ms["ours"] / peak,
+                        "reference": rate["plain"], "reference MiB": memory["plain"],
+                        "inference ratio": rate["ours inference"] / rate["plain inference"]}
+        report(f"{name}{' compiled' * compiled}", figures)
+        del ways, step, infer
+        if CUDA:
+            torch.cuda.empty_cache()
+
+
+def asl_kernel(args):
+    """The loss at 9,605 classes, compiled, against what reading and writing its tensors takes."""
+    z = torch.randn(128, 9605, device=args.device, requires_grad=True)
+    y = (torch.rand(128, 9605, device=args.device) < 0.04).to(torch.int8)
+    ways = {}
+    for name, loss in (("eager", asymmetric_loss), ("compiled", torch.compile(asymmetric_loss))):
+        call = bench.backward(partial(loss, z, y), [z])
+        ways[name] = lambda call=call: bench.finish(call(), args.device)
+        ways[name]()
+    ms = bench.timed(ways, 9, 20)
+    big = torch.empty(2 ** 26 if CUDA else 2 ** 22, device=args.device)
+    copy = bench.timed({"": lambda: bench.finish(big.clone(), args.device)}, 9, 5)[""]
+    limit = (2 * 5 + 4) * z.numel() * copy / (8 * big.numel())  # read z, y twice; write the gradient
+    report("ASL (128, 9605)", {"eager ms": ms["eager"], "compiled ms": ms["compiled"],
+                               "memory's limit ms": limit})
+
+
+# ------------------------------------------------------------------------------------------ feeding
+
+
+def feeding(args):
+    workers = 2 if args.quick else 16
+    print(f"\nFeeding: {workers} loading processes, {args.size} px")
+    paths = sorted(map(str, Path(args.photos).rglob("*.jpg")))
+    paths = (paths * 8000)[:64 if args.quick else 4000]
+    targets = np.zeros((len(paths), 80), np.int8)
+    targets[:, 0] = 1
+    images = data.Dataset(CLASSES, paths, targets)
+    for name in METHODS[:1] if args.quick else ("csra", "asl"):
+        method, s = settings(name, args)
+        order = in_order(len(images), s["batch_size"])
+        loader = data.loader(images, args.size, order, s["augment"], workers=workers)
+        next(iter(loader))
+        begin = time.time()
+        count = sum(len(batch.index) for batch in loader)
+        alone = count / (time.time() - begin)
+        device, dtype, _ = hardware("auto", 0)
+        learner = train.Learner(method, s, CLASSES, 1000, device, dtype)
+        learner.loss, waited, begin, mark = method.loss, 0.0, time.time(), time.time()
+        for step, batch in enumerate(loader, 1):
+            waited += time.time() - mark
+            learner.backward(batch)
+            learner.update(step)
+            if CUDA:
+                torch.cuda.synchronize()
+            mark = time.time()
+        seconds = mark - begin
+        report(f"{name} feeding", {"images/s alone": alone, "in training": len(images) / seconds,
+                                   "share waited": waited / seconds})
+        del loader
+
+
+def main():
+    parser = argparse.ArgumentParser(description=__doc__.split("\n")[0])
+    parser.add_argument("--images", help="folder of JPEG images")
+    parser.add_argument("--quick", action="store_true", help="small sizes, also on a CPU")
+    parser.add_argument("--only", default="correctness,training,speed,asl,feeding,compiled")
+    parser.add_argument("--out", help="write the figures to this JSON file")
+    args = parser.parse_args()
+    if not CUDA and not args.quick:
+        parser.error("no GPU here: --quick runs small sizes on a CPU")
+    vars(args).update({**(QUICK if args.quick else FULL), "photos": args.images,
+                       "device": torch.device("cuda" if CUDA else "cpu")})
+    name = torch.cuda.get_device_name() if CUDA else f"{torch.get_num_threads()} CPU threads"
+    print(f"torch {torch.__version__} on {name}")
+    parts = {"correctness": correctness, "training": training, "speed": speed, "asl": asl_kernel,
+             "feeding": feeding, "compiled": partial(speed, compiled=True)}
+    with tempfile.TemporaryDirectory() as args.folder:
+        args.features = f"{args.folder}/features.npy"
+        np.save(args.features, np.random.default_rng(0).standard_normal((80, 1024)))
+        if not args.photos:
+            args.photos = args.folder
+            bench.make_images(Path(args.folder), args.images)
+        for part in args.only.split(","):
+            parts[part](args)
+    if args.out:
+        Path(args.out).write_text(json.dumps({"device": name, "torch": torch.__version__} | FIGURES))
+    print(f"\n{time.time() - BEGIN:.0f} s; {len(FAILED)} failed {', '.join(FAILED)}")
+    return int(bool(FAILED))
+
+
+if __name__ == "__main__":
+    sys.exit(main())
