@@ -24,6 +24,7 @@ from torch.utils.flop_counter import FlopCounterMode
 ROOT = Path(__file__).parent.parent
 sys.path[:0] = [str(Path(__file__).parent), str(ROOT)]
 import bench
+
 import data
 import train
 from asl import asymmetric_loss
@@ -35,10 +36,12 @@ from lib.settings import settings_of
 METHODS, CLASSES = ("csra", "q2l", "cprfl", "asl"), [str(k) for k in range(80)]
 CUDA = torch.cuda.is_available()
 FULL = {"backbone": "resnet101", "size": 448, "batch": None, "check_size": 224, "steps": 200,
-        "matrix": 8192, "images": 64, "scenes": [], "repeats": 5}
+        "matrix": 8192, "images": 64, "scenes": [], "short": ["--limit", "256", "--epochs", "3"],
+        "repeats": 5, "compiled": METHODS}
 QUICK = {"backbone": "test_resnet", "size": 64, "batch": 4, "check_size": 64, "steps": 12,
-         "matrix": 512, "images": 16, "repeats": 2,
-         "scenes": ["--limit", "64", "--epochs", "2", "--batch-size", "16", "--workers", "0"]}
+         "matrix": 512, "images": 16, "repeats": 2, "compiled": METHODS[:1],
+         "scenes": ["--limit", "64", "--epochs", "1", "--batch-size", "16", "--workers", "0"],
+         "short": ["--limit", "64", "--epochs", "2", "--workers", "0"]}
 NARROW = {"q2l": ["--d-model", "64", "--ffn", "64"], "cprfl": ["--d-model", "64", "--ffn", "64"]}
 FIGURES, FAILED, BEGIN = {}, [], time.time()
 
@@ -107,6 +110,10 @@ def correctness(args):
         found = apart(gradients(model, method, images.contiguous(
             memory_format=torch.channels_last), targets), expected)
         report(f"{name} channels_last", found | {"bound": 1e-4}, max(found.values()) < 1e-4)
+        if name in args.compiled:
+            model.compile()
+            found = apart(gradients(model, method, images, targets), expected)
+            report(f"{name} compiled", found | {"bound": 1e-4}, max(found.values()) < 1e-4)
         if name in ("q2l", "cprfl"):
             report(f"{name} attention", {"kernels": attention_kernels(model, images)})
 
@@ -120,7 +127,7 @@ def attention_kernels(model, images):
     model.eval()
     names = {event.key for event in profile.key_averages()}
     return ", ".join(sorted(name.removeprefix("aten::") for name in names if re.match(
-        r"aten::_scaled_dot_product_\w+attention\w*$", name) and "backward" not in name))
+        r"aten::_scaled_dot_product_\w*attention\w*$", name) and "backward" not in name))
 
 
 # ----------------------------------------------------------------------------------------- training
@@ -161,14 +168,14 @@ def training(args):
         if code:
             print(text[-2000:])
 
-    short = [sys.executable, "train.py", "--model", "csra", "--limit", 256, "--epochs", 3]
-    code, text = program(*short, "--out", f"{args.folder}/cut", stop_after="epoch 1, test")
+    short = [sys.executable, "train.py", "--model", "csra", *args.short]
+    code, text = program(*short, "--out", f"{args.folder}/cut", stop_after="csra on scenes")
     again, after = program(*short, "--out", f"{args.folder}/cut", "--resume")
     report("SIGTERM and --resume", {"exit": f"{code}, {again}"},
            (code, again) == (143, 0) and "from step 0" not in after)
-    half = "fp16" if CUDA else "bf16"
+    half, dtype = ("fp16", "float16") if CUDA else ("bf16", "bfloat16")
     code, text = program(*short, "--amp", half, "--out", f"{args.folder}/half")
-    report(half, {"exit": code}, code == 0 and f"autocast torch.{dict(fp16='float16').get(half, 'bfloat16')}" in text)
+    report(half, {"exit": code}, code == 0 and f"autocast torch.{dtype}" in text)
     code, text = program(sys.executable, "-m", "torch.distributed.run", "--nproc_per_node=1",
                          *short[1:], "--out", f"{args.folder}/one")
     report("torchrun", {"exit": code, "backend": "nccl" if CUDA else "gloo"}, code == 0)
@@ -196,22 +203,23 @@ def memorize(args):
     CPU from the same weights."""
     images = image_batch(args, args.images)
     targets = (torch.rand(len(images), 80, generator=torch.Generator().manual_seed(0)) < 0.05)
-    losses = {}
+    losses = []
     for device, count in ((args.device, args.steps), (torch.device("cpu"), 3)):
         method, s = settings("csra", args, "--batch-size", "8", "--amp", "off", "--warmup-epochs", "0")
         torch.manual_seed(0)
         learner = train.Learner(method, s, CLASSES, 1000, device, None)
-        learner.loss, losses[device] = method.loss, []
+        learner.loss, steps = method.loss, []
         for step in range(count):
             own = torch.arange(8 * step, 8 * step + 8) % len(images)
             batch = data.Batch(images[own], targets[own].to(torch.int8), own, [])
-            losses[device].append(learner.backward(batch))
+            steps.append(learner.backward(batch))
             learner.update(step + 1)
-    first, cpu = (torch.stack(losses[device]).tolist() for device in losses)
-    early = max(abs(a / b - 1) for a, b in zip(first, cpu))
-    report("CSRA, random labels of photographs", {
-        "first": first[0], f"after {args.steps}": float(np.mean(first[-8:])),
-        "first 3 steps, from the CPU": early}, np.mean(first[-8:]) < first[0] and early < 1e-2)
+        losses.append(torch.stack(steps).tolist())
+    here, cpu = losses
+    early = max(abs(a / b - 1) for a, b in zip(here, cpu))
+    report("CSRA, random labels of images", {
+        "loss": here[0], f"after {args.steps} steps": float(np.mean(here[-8:])),
+        "first 3 steps, from the CPU": early}, np.mean(here[-8:]) < here[0] and early < 1e-2)
 
 
 # -------------------------------------------------------------------------------------------- speed
@@ -224,43 +232,46 @@ def image_batch(args, count):
     return torch.stack([load(data.read_image(path)) for path in (paths * count)[:count]])
 
 
+def speed_of(name, args, compiled, peak):
+    """Images/s, memory and shares of one method's training and inference step."""
+    method, s = settings(name, args)
+    shape = (s["batch_size"], args.size, args.size, 3)
+    images = torch.randint(256, shape, dtype=torch.uint8).permute(0, 3, 1, 2).to(args.device)
+    targets = (torch.rand(s["batch_size"], 80) < 0.04).to(torch.int8).to(args.device)
+    ways, memory = {}, {}
+    for way in ("ours",) if compiled else ("plain", "ours"):
+        step, infer = bench.steps_of(name, method, s, way, compiled, images, targets)
+        for call in (step, step, infer):
+            call()  # warm-up
+        ways[way], ways[f"{way} inference"] = step, infer
+        memory[way] = bench.peak_memory(step, [])
+    ms = bench.timed(ways, args.repeats, args.repeats)
+    rate = {way: 1000 * s["batch_size"] / value for way, value in ms.items()}
+    figures = {"batch": s["batch_size"], "images/s": rate["ours"], "MiB": memory["ours"],
+               "inference": rate["ours inference"]}
+    if not compiled:
+        with FlopCounterMode(display=False) as counter:
+            ways["ours"]()
+        share = 1000 * counter.get_total_flops() / ms["ours"] / peak
+        figures |= {"ratio": rate["ours"] / rate["plain"], "share of matrix speed": share,
+                    "reference": rate["plain"], "reference MiB": memory["plain"],
+                    "inference ratio": rate["ours inference"] / rate["plain inference"]}
+    return figures
+
+
 def speed(args, compiled=False):
     dtype = hardware("auto", 0)[1] or torch.float32
     peak = bench.matrix_speed(args.device, dtype, args.matrix)
     print(f"\nSpeed, {'compiled' if compiled else 'eager'}, {args.backbone}, {args.size} px, 80 labels;"
           f" matrix products in {dtype} reach {peak / 1e12:.3g} TFLOP/s")
-    for name in METHODS:
-        if compiled and not args.quick and time.time() - BEGIN > 430:
+    for name in args.compiled if compiled else METHODS:
+        if compiled and time.time() - BEGIN > 430:
             print(f"{name}: not measured, the time is up")
             continue
-        method, s = settings(name, args)
-        shape = (s["batch_size"], args.size, args.size, 3)
-        images = torch.randint(256, shape, dtype=torch.uint8).permute(0, 3, 1, 2).to(args.device)
-        targets = (torch.rand(s["batch_size"], 80) < 0.04).to(torch.int8).to(args.device)
-        ways, memory = {}, {}
-        for way in ("ours",) if compiled else ("plain", "ours"):
-            step, infer = bench.steps_of(name, method, s, way, compiled, images, targets)
-            for call in (step, step, infer):
-                call()  # warm-up
-            ways[way], ways[f"{way} inference"] = step, infer
-            memory[way] = bench.peak_memory(step, [])
-        if compiled:
-            share = {}
-        else:
-            with FlopCounterMode(display=False) as counter:
-                ways["ours"]()
-            share = {"FLOP": counter.get_total_flops()}
-        ms = bench.timed(ways, args.repeats, args.repeats)
-        rate = {way: 1000 * s["batch_size"] / value for way, value in ms.items()}
-        figures = {"batch": s["batch_size"], "images/s": rate["ours"],
-                   "MiB": memory["ours"], "inference": rate["ours inference"]}
-        if not compiled:
-            figures |= {"ratio": rate["ours"] / rate["plain"],
-                        "share of matrix speed": 1000 * share["FLOP"] / ms["ours"] / peak,
-                        "reference": rate["plain"], "reference MiB": memory["plain"],
-                        "inference ratio": rate["ours inference"] / rate["plain inference"]}
-        report(f"{name}{' compiled' * compiled}", figures)
-        del ways, step, infer
+        try:
+            report(f"{name}{' compiled' * compiled}", speed_of(name, args, compiled, peak))
+        except torch.OutOfMemoryError:
+            report(f"{name}{' compiled' * compiled}", {"out of memory at": name}, ok=False)
         if CUDA:
             torch.cuda.empty_cache()
 
@@ -321,7 +332,7 @@ def main():
     parser = argparse.ArgumentParser(description=__doc__.split("\n")[0])
     parser.add_argument("--images", help="folder of JPEG images")
     parser.add_argument("--quick", action="store_true", help="small sizes, also on a CPU")
-    parser.add_argument("--only", default="correctness,training,speed,asl,feeding,compiled")
+    parser.add_argument("--only", help="some of correctness,training,speed,asl,feeding,compiled")
     parser.add_argument("--out", help="write the figures to this JSON file")
     args = parser.parse_args()
     if not CUDA and not args.quick:
@@ -338,7 +349,8 @@ def main():
         if not args.photos:
             args.photos = args.folder
             bench.make_images(Path(args.folder), args.images)
-        for part in args.only.split(","):
+        everything = list(parts)[:5 if args.quick else 6]
+        for part in args.only.split(",") if args.only else everything:
             parts[part](args)
     if args.out:
         Path(args.out).write_text(json.dumps({"device": name, "torch": torch.__version__} | FIGURES))
