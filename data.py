@@ -37,7 +37,8 @@ class Dataset:
     upright: bool = False  # apply EXIF rotation: on for your own images, off for published sets
 
     def __post_init__(self):
-        self.paths = np.asarray(self.paths, np.dtypes.StringDType())
+        with reading("the list of images", "file names must be UTF-8: rename the file"):
+            self.paths = np.asarray(self.paths, np.dtypes.StringDType())
 
     def __len__(self):
         return len(self.paths)

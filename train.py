@@ -105,8 +105,8 @@ def train(method, s):
         due = s["save_every"] and time.time() - saved > 60 * s["save_every"]
         if of_epoch % LOG_EVERY and of_epoch < steps and not stop and not due:
             continue
-        lr, values, now = learner.scheduler.get_last_lr()[0], torch.stack(fresh).tolist(), time.time()
-        losses, fresh = losses + values, []
+        values, lr = torch.stack(fresh).tolist(), learner.scheduler.get_last_lr()[0]
+        losses, fresh, now = losses + values, [], time.time()
         if not all(map(math.isfinite, values)):
             wrong = next(i for i, loss in enumerate(losses, 1) if not math.isfinite(loss))
             raise InputError(f"loss {losses[wrong - 1]} in epoch {epoch}, step {wrong}, lr "

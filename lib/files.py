@@ -46,16 +46,17 @@ def read_threshold(text, classes):
     """A number, or a file of --tune-threshold with one or one per class."""
     try:
         value = float(text)
+        if not 0 <= value <= 1:
+            raise InputError(f"--threshold {text}: must lie in [0, 1], as probabilities do")
+        return value
     except ValueError:
         with reading(text, "--threshold takes a number or a file of --tune-threshold"):
             value = json.loads(Path(text).read_bytes())["threshold"]
             value = [value[name] for name in classes] if isinstance(value, dict) else value
-            if not all(type(x) in (int, float) for x in np.atleast_1d(np.array(value, object))):
-                raise ValueError("a threshold that is no number") from None
-            value = np.array(value, float) if isinstance(value, list) else value
-    if not np.all((np.asarray(value) >= -1) & (np.asarray(value) <= 1)):
-        raise InputError(f"--threshold {text}: must lie in [0, 1], as probabilities do")
-    return value
+            if not all(type(x) in (int, float) and -1 <= x <= 1 for x in
+                       (value if isinstance(value, list) else [value])):
+                raise ValueError("not a number in [0, 1] for each class") from None
+            return np.array(value) if isinstance(value, list) else value
 
 
 def write_threshold(scorer, split, threshold):

@@ -1,8 +1,9 @@
 """Which methods there are, and how their models are built."""
 import importlib
 import inspect
-import pickle
 from pathlib import Path
+
+import torch
 
 import lib.cvt  # noqa: F401 (so that timm knows cvt_w24)
 from data import InputError
@@ -32,11 +33,13 @@ def chosen(function, settings):
 
 
 def build_model(method, settings, classes):
-    """`method.build` with its settings."""
+    """`method.build` with its settings; one blank image shows whether the size suits the model."""
     try:
-        return method.build(classes, **chosen(method.build, settings))
-    except (OSError, RuntimeError, ValueError, AssertionError, AttributeError, TypeError,
-            pickle.UnpicklingError) as error:
+        model = method.build(classes, **chosen(method.build, settings))
+        with torch.inference_mode():
+            model.eval()(torch.zeros(1, 3, settings["image_size"], settings["image_size"]))
+        return model.train()
+    except Exception as error:  # timm, open_clip and decoders raise all kinds
         remedy = ("\nPretrained weights need a network once, then they are cached; "
                   "--no-pretrained starts from random ones.") if settings["pretrained"] else ""
         raise InputError(f"{settings['model']}, backbone {settings['backbone']}: "

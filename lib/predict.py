@@ -66,7 +66,7 @@ def at_size(model, size):
     """A copy for images of this size. ViT and Swin resample their position embeddings, always from
     the trained ones; a ResNet takes any size."""
     model = copy.deepcopy(model)
-    if hasattr(model.backbone, "set_input_size"):
+    if hasattr(getattr(model, "backbone", None), "set_input_size"):
         with reading(f"--image-size {size}", "choose a multiple of the backbone's patches"):
             model.backbone.set_input_size((size, size))
     return model

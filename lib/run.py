@@ -67,6 +67,11 @@ def new_folder(stem):
     return stem
 
 
+REMEDIES = {  # a part of an error's text -> what helps
+    "DataLoader worker": "A loading process died, in most cases for lack of (shared) memory: lower "
+                         "--workers; 0 loads in the main process",
+    "more than 1 value per channel": "BatchNorm needs more than one cell: raise --batch-size or "
+                                     "--image-size"}
 SIGNALS = []  # received so far
 
 
@@ -97,11 +102,11 @@ def program(note_signals=False):
     except torch.OutOfMemoryError as error:
         sys.exit(f"error: {str(error).splitlines()[0]:.200}\nOut of memory on the device: "
                  "--accumulate 2 keeps the batch size; --grad-checkpointing saves more, at a cost")
-    except RuntimeError as error:
-        if "DataLoader worker" not in str(error):
+    except (RuntimeError, ValueError) as error:
+        remedy = next((remedy for text, remedy in REMEDIES.items() if text in str(error)), None)
+        if not remedy:
             raise
-        sys.exit(f"error: {str(error).splitlines()[0]:.200}\nA loading process died, in most cases "
-                 "for lack of (shared) memory: lower --workers; 0 loads in the main process")
+        sys.exit(f"error: {str(error).splitlines()[0]:.200}\n{remedy}")
     finally:
         for number, action in zip(numbers, before):
             signal.signal(number, action)

@@ -3,6 +3,7 @@ import argparse
 import ast
 import inspect
 import math
+import os
 import sys
 from pathlib import Path
 
@@ -138,6 +139,8 @@ def settings_of(argv):
     elif "epochs" in flags and "schedule_epochs" not in flags:
         settings["schedule_epochs"] = 0  # else a short run might end while the learning rate rises
     settings |= flags
+    if settings["root"]:  # a checkpoint is also used from other folders
+        settings["root"] = os.path.abspath(settings["root"])
 
     if not len(settings["mean"]) == len(settings["std"]) == 3 or 0 in settings["std"]:
         parser.error("--mean, --std: three numbers each, r,g,b; none of --std is 0")

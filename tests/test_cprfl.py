@@ -125,6 +125,25 @@ def test_gradients_by_path():
     assert grads["interaction"].norm() > 1e-3
 
 
+def test_the_direct_path_trains_the_prompts_only():
+    model = small(paths="direct").train()
+    before = {name: p.clone() for name, p in model.named_parameters()}
+    groups = cprfl.param_groups(model, 0.1, 0.1)
+    model(torch.randn(2, 3, 64, 64)).square().sum().backward()
+    torch.optim.AdamW(groups).step()
+    for name, p in model.named_parameters():
+        assert torch.equal(p, before[name]) == (not name.startswith("prompts.")), name
+
+
+def test_dropout_is_not_on_the_attention(monkeypatch):
+    dropped, plain = [], nn.functional.scaled_dot_product_attention
+    monkeypatch.setattr(nn.functional, "scaled_dot_product_attention", lambda *x, dropout_p=0., **k:
+                        dropped.append(dropout_p) or plain(*x, dropout_p=dropout_p, **k))
+    model = small(dropout=0.5).train()
+    one, two = (model(torch.ones(1, 3, 64, 64)) for _ in range(2))
+    assert dropped == [0, 0] and not torch.equal(one, two)  # elsewhere there is dropout
+
+
 def test_prompts_and_score_are_their_equations():
     model = small()
     W, first, second = model.text_features, model.prompts[0], model.prompts[2]
@@ -205,6 +224,17 @@ def test_a_tuned_text_tower_learns():
     assert any(p is model.text.text_projection for p in tuned)
     assert model.text.text_projection.grad.norm() > 0 and "text_features" not in model.state_dict()
     assert all(p.grad is not None for p in tuned)
+    released = {name.replace("text.", "text_encoder.", 1): tensor
+                for name, tensor in model.state_dict().items() if name.startswith("text.")}
+    converted = cprfl.from_official({"state_dict": released})
+    assert converted.keys() == {n for n in model.state_dict() if n.startswith("text.")}
+
+
+def test_a_tuned_text_tower_trains_with_ema(tmp_path):
+    train.main(["--model", "cprfl", "--data", "scenes", "--limit", "32", "--epochs", "1", "--workers",
+                "0", "--batch-size", "16", "--tune-text", "--ema", "0.9", "--out", str(tmp_path)])
+    last = json.loads((tmp_path / "log.jsonl").read_text().splitlines()[-1])
+    assert last["mAP_ema"] == last["mAP"] > 0 and last["mAP_raw"] > 0
 
 
 def test_a_run_resumes_and_evaluates_without_the_text_tower(tmp_path, capsys):

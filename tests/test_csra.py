@@ -92,6 +92,27 @@ def test_backbones_end_as_maps(backbone, size, grid):
         torch.testing.assert_close(model.features(images)[0, :, 1, 2], tokens[0, 1, 2])
 
 
+def test_released_vit_converts():
+    """The released ViT keeps timm's names, and has a classifier of its own that CSRA does not use."""
+    model = csra.build(["a", "b"], backbone="test_vit", pretrained=False, image_size=160).eval()
+    state = {name.removeprefix("backbone."): tensor for name, tensor in model.state_dict().items()}
+    weight = state.pop("head.weight")
+    state |= {"classifier.multi_head.0.head.weight": weight[0][:, :, None, None],
+              "head.weight": torch.zeros(1000, 64), "head.bias": torch.zeros(1000)}
+    fresh = csra.build(["a", "b"], backbone="test_vit", pretrained=False, image_size=160).eval()
+    state = {f"module.{name}": tensor for name, tensor in state.items()}
+    fresh.load_state_dict(csra.from_official({"state_dict": state}), strict=True)
+    images = torch.randn(1, 3, 160, 160)
+    assert torch.equal(fresh(images), model(images))
+    assert csra.RECIPES["wider"]["backbone"] == "vit_base_patch16_224.orig_in21k_ft_in1k"
+
+
+def test_residual_is_the_papers_trick():
+    s = torch.randn(2, 3, 7)
+    expected = torch.stack([row.mean(-1) + 0.3 * row.max(-1).values for row in s])
+    torch.testing.assert_close(csra.residual(s, 0.3), expected)
+
+
 def test_the_file_alone_is_enough(tmp_path):
     shutil.copy(csra.__file__, tmp_path)
     run("-c", "import csra, torch; m = csra.build(['a', 'b'], backbone='test_resnet', "

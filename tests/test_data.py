@@ -13,7 +13,7 @@ import data
 from data import InputError, load
 from eval import head_medium_tail
 from lib.order import shuffled
-from sets import BOXES, longtail, scenes, voc
+from sets import BOXES, images, longtail, scenes, voc
 from sets.images import read_image
 
 
@@ -106,6 +106,14 @@ def test_voc(tmp_path, year, splits):
     assert found.paths[1].endswith(f"VOC{year}/JPEGImages/000003.jpg")
 
 
+def test_voc_2012_trains_on_trainval_for_the_server(tmp_path):
+    folder = write_voc(tmp_path, 2012, ("trainval", "val")) / "VOCdevkit/VOC2012/ImageSets/Main"
+    (folder / "test.txt").write_text("000002\n000003\n")
+    train, test = load("voc2012-server", tmp_path), load("voc2012-server", tmp_path, "test")
+    assert len(train) == 2 and train.targets[0, voc.CLASSES.index("person")] == 1
+    assert test.paths[1].endswith("000003.jpg") and (test.targets == -1).all()
+
+
 @pytest.mark.parametrize("line, message", [("000001 2\n", "row 2.*'2'"), ("000001\n", "row 2"),
                                            ("000009 1\n", "not the images of")])
 def test_voc_errors(tmp_path, line, message):
@@ -194,6 +202,24 @@ def test_pictures_read_as_pillow_reads_them(tmp_path, name, mode, options):
     assert np.array_equal(read_image(f"{tmp_path}/{name}").permute(1, 2, 0), expected)
 
 
+@pytest.mark.parametrize("name", ["a.jpg", "b.png"])
+def test_without_torchvisions_decoder_images_are_the_same(tmp_path, name, monkeypatch):
+    picture(tmp_path / name)
+    expected = read_image(f"{tmp_path}/{name}")
+    assert images.decode_jpeg is not None
+    monkeypatch.setattr(images, "decode_jpeg", None)
+    assert torch.equal(read_image(f"{tmp_path}/{name}"), expected)
+
+
+def test_boxes_of_own_images(tmp_path):
+    write_csv(tmp_path, "image,x\n\"a.jpg::5,6,20,10\",1\nb.jpg,0\n")
+    own = load("csv", tmp_path)
+    assert torch.equal(own.image(0), read_image(f"{tmp_path}/a.jpg")[:, 6:16, 5:25])
+    own.paths[0] = own.paths[0].replace("5,6", "five,6")
+    with pytest.raises(InputError, match="a.jpg: .*five"):
+        own.image(0)
+
+
 def test_16_bits_keep_their_shades(tmp_path):
     Image.fromarray(np.array([[0, 300, 30000, 65535]], np.uint16)).save(tmp_path / "deep.png")
     assert read_image(f"{tmp_path}/deep.png")[0, 0].tolist() == [0, 1, 117, 255]
@@ -238,10 +264,10 @@ def test_samples_depend_on_seed_epoch_and_index_only(tmp_path):
 
 
 def test_normalize_and_transforms():
-    images = torch.randint(0, 256, (2, 3, 8, 8), dtype=torch.uint8)
+    batch = torch.randint(0, 256, (2, 3, 8, 8), dtype=torch.uint8)
     mean, std = (0.1, 0.2, 0.3), (0.5, 0.6, 0.7)
-    plain = (images / 255 - torch.tensor(mean).view(3, 1, 1)) / torch.tensor(std).view(3, 1, 1)
-    torch.testing.assert_close(data.normalize(images, "cpu", mean, std), plain)
+    plain = (batch / 255 - torch.tensor(mean).view(3, 1, 1)) / torch.tensor(std).view(3, 1, 1)
+    torch.testing.assert_close(data.normalize(batch, "cpu", mean, std), plain)
     grey = torch.full((3, 40, 60), 7, dtype=torch.uint8)
     cut = (data.cutout(grey) != 7).any(0)
     assert 0 < cut.sum() <= 20 * 30

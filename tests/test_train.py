@@ -3,6 +3,7 @@ import importlib
 import inspect
 import json
 import math
+from functools import partial
 
 import numpy as np
 import pytest
@@ -14,7 +15,8 @@ import csra
 import eval as evaluation
 import train
 from data import InputError
-from lib.settings import SETTINGS
+from lib.methods import chosen
+from lib.settings import SETTINGS, settings_of
 
 METHODS = ("csra", "q2l", "cprfl", "asl")
 QUICK = ("--limit", 64, "--batch-size", 16, "--workers", 0)
@@ -65,6 +67,68 @@ def test_resume_goes_on_bit_for_bit(tmp_path, model, ema, monkeypatch):
         assert all(torch.equal(one[name], two[name]) for name in one)
     assert [line["epoch"] for line in log(tmp_path / "cut")[1:-1]] == [1, 2, 3]
     assert log(tmp_path / "cut")[-1]["weights"] == ("ema" if ema else "raw")
+
+
+@pytest.mark.parametrize("decay", [0.9997])
+def test_the_average_of_a_short_run_is_near_its_raw_weights(tmp_path, decay):
+    """Its decay warms up; without that, the average would be almost the initial weights: 17.1 mAP."""
+    train.main(["--model", "csra", "--epochs", "2", "--workers", "0", "--ema", str(decay), "--out",
+                str(tmp_path / "run")])
+    last, state = log(tmp_path / "run")[-1], torch.load(tmp_path / "run/last.pt")
+    assert last["mAP"] == last["mAP_ema"] and last["weights"] == "ema"
+    assert abs(last["mAP_ema"] - last["mAP_raw"]) < 15 and last["mAP_ema"] > 30
+    tables = {}
+    for weights in ("ema", "raw", None):
+        evaluation.main(["--checkpoint", str(tmp_path / "run/last.pt"), "--workers", "0", "--out",
+                         str(tmp_path / "t.json"), *(["--weights", weights] if weights else [])])
+        tables[weights] = json.loads((tmp_path / "t.json").read_text())
+    assert tables[None]["mAP"] == tables["ema"]["mAP"] == pytest.approx(last["mAP_ema"])
+    assert tables["raw"]["mAP"] == pytest.approx(last["mAP_raw"]) and state["ema"]
+    assert "ema weights" in tables["ema"]["what"] and "raw weights" in tables["raw"]["what"]
+
+
+def test_the_average_is_its_formula():
+    method, s = settings_of(["--model", "csra", "--ema", "0.5"])
+    learner = train.Learner(method, s, ["a", "b"], 10, torch.device("cpu"), None)
+    weight, expected = learner.model.head.weight, learner.average.head.weight.clone().double()
+    for step in range(1, 9):
+        weight.data.normal_()
+        learner.optimizer.step = lambda: None
+        learner.update(step)
+        n = step - 1
+        decay = min(0.5, (1 + n) / (10 + n))
+        expected = decay * expected + (1 - decay) * weight.double()
+        torch.testing.assert_close(learner.average.head.weight.double(), expected, rtol=1e-5, atol=1e-6)
+
+
+def test_epochs_alone_end_the_schedule():
+    assert settings_of(["--model", "asl", "--data", "coco2014"])[1]["schedule_epochs"] == 80
+    given = settings_of(["--model", "asl", "--data", "coco2014", "--epochs", "5"])[1]
+    assert (given["epochs"], given["schedule_epochs"]) == (5, 0)
+    both = ["--model", "asl", "--data", "coco2014", "--epochs", "5", "--schedule-epochs", "9"]
+    assert settings_of(both)[1]["schedule_epochs"] == 9
+    voc = settings_of(["--model", "cprfl", "--data", "voc-lt"])[1]
+    assert (voc["lr"], voc["epochs"], voc["schedule_epochs"]) == (1e-5, 29, 80)
+
+
+@pytest.mark.parametrize("model, flags, keywords", [
+    ("asl", ("--clip", 0), {"clip": 0.0}), ("asl", ("--gamma-neg", 0), {"gamma_neg": 0.0}),
+    ("asl", ("--no-detach",), {"detach": False}),
+    ("q2l", ("--gamma-neg", 1, "--data", "scenes"), {"gamma_neg": 1.0}),
+    ("cprfl", ("--margin", 0.2, "--data", "scenes"), {"margin": 0.2})])
+def test_keywords_of_the_loss_are_flags(model, flags, keywords, tmp_path):
+    argv = ["--model", model, *map(str, QUICK), "--epochs", "1", *map(str, flags)]
+    train.main([*argv, "--out", str(tmp_path / "a")])
+    first = log(tmp_path / "a")[0]
+    assert first["settings"].items() >= keywords.items()
+    method, s = settings_of(argv)
+    learner = train.Learner(method, s, [str(k) for k in range(20)], 4, torch.device("cpu"), None)
+    z, y = torch.randn(4, 20), torch.randint(0, 2, (4, 20))
+    learner.loss = partial(method.loss, **chosen(method.loss, s))
+    assert torch.equal(learner.loss(z, y), method.loss(z, y, **keywords))
+    assert not torch.equal(learner.loss(z, y), method.loss(z, y)) or "detach" in keywords
+    with pytest.raises(SystemExit):
+        settings_of([*argv, "--loss", "bce"])
 
 
 def test_each_step_draws_its_own_random_numbers(tmp_path, monkeypatch):

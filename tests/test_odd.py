@@ -1,0 +1,359 @@
+"""Odd input: no run ends in wrong labels, a wrong mAP or a lost run without a word."""
+import json
+import os
+import shutil
+import time
+
+import numpy as np
+import pytest
+import torch
+from conftest import run
+from PIL import Image
+from test_reliable import FLAGS, processes, small_pictures  # noqa: F401 (a fixture)
+from test_train import log
+
+import data
+import eval as evaluation
+import train
+from data import InputError, load
+from lib import files
+from lib.order import sample
+from lib.run import Log
+from lib.settings import SETTINGS, settings_of
+from sets.images import read_image
+
+SMALL = ["--backbone", "test_resnet", "--no-pretrained", "--image-size", "64", "--batch-size", "8",
+         "--workers", "0", "--amp", "off"]
+
+
+def own(root, train="", test="", count=16):
+    """A csv data set of small images with two labels, a and b."""
+    rng = np.random.default_rng(0)
+    for split, text in (("train", train), ("test", test)):
+        rows = [f"{split}{i}.png,{i % 2},{i // 2 % 2}" for i in range(count)]
+        (root / f"{split}.csv").write_text(text or "\n".join(["image,a,b", *rows]) + "\n")
+        for i in range(count):
+            Image.fromarray(rng.integers(0, 256, (40, 50, 3), np.uint8)).save(root / f"{split}{i}.png")
+    return ["--model", "csra", "--data", "csv", "--root", str(root), *SMALL]
+
+
+@pytest.fixture(scope="module")
+def trained(tmp_path_factory):
+    root = tmp_path_factory.mktemp("trained")
+    train.main([*own(root), "--epochs", "1", "--out", str(root / "run")])
+    return root
+
+
+def changed(root, copy):
+    shutil.copytree(root, copy, dirs_exist_ok=True)
+    return ["--model", "csra", "--resume", "--out", str(copy / "run"), "--root", str(copy)]
+
+
+@pytest.mark.parametrize("old, new, what", [
+    ("image,a,b", "image,b,a", "classes"), ("image,a,b", "image,a,c", "classes"),
+    ("train3.png,1,1\n", "", "number of images"), ("train3.png,1,1", "train3.png,0,1", "labels"),
+    ("train3.png,1,1\ntrain4", "train4,0,0\ntrain3", "")])
+def test_resume_refuses_changed_data(trained, tmp_path, old, new, what):
+    flags = changed(trained, tmp_path)
+    for split in ("train", "test"):
+        text = (tmp_path / f"{split}.csv").read_text()
+        (tmp_path / f"{split}.csv").write_text(text.replace(old.replace("train", split),
+                                                            new.replace("train", split)))
+    with pytest.raises(SystemExit, match=f"training split has changed.*{what}|train4"):
+        train.main(flags)
+
+
+def test_resume_knows_the_same_data_in_another_folder(trained, tmp_path):
+    train.main(changed(trained, tmp_path))
+    old = torch.load(tmp_path / "run/last.pt")
+    del old["prints"]
+    torch.save(old, tmp_path / "run/last.pt")
+    with pytest.raises(SystemExit, match="older version"):
+        train.main(["--model", "csra", "--resume", "--out", str(tmp_path / "run"), "--root",
+                    str(tmp_path)])
+
+
+def test_skip_bad_counts_over_all_processes(tmp_path):
+    flags = own(tmp_path, count=32)
+    for i in (3, 8):  # on different ranks
+        (tmp_path / f"train{i}.png").write_bytes(b"broken")
+    flags += ["--batch-size", "16", "--epochs", "2", "--out"]
+    processes(2, train.main, *flags, tmp_path / "run", "--skip-bad", 2)
+    lines = log(tmp_path / "run")
+    assert [len(line["left_out"]) for line in lines[1:3]] == [2, 2] and lines[-1]["mAP"] > 0
+    with pytest.raises(AssertionError):  # 2 over both processes are more than 1
+        processes(2, train.main, *flags, tmp_path / "other", "--skip-bad", 1)
+
+
+def test_two_runs_do_not_share_a_folder(tmp_path, monkeypatch):
+    first = Log(tmp_path / "run", [{"a": 1}])
+    with pytest.raises(InputError, match="another run is writing there"):
+        Log(tmp_path / "run", [{"b": 1}])
+    first.write({"c": 1})
+    assert len(log(tmp_path / "run")) == 2  # nothing of the first run is lost
+    first.file.close()  # as when its process ends, however it ends
+    Log(tmp_path / "run", [{"b": 1}])
+    flags = [*own(tmp_path), "--epochs", "1"]
+    monkeypatch.chdir(tmp_path)
+    monkeypatch.setattr(time, "strftime", lambda *_: "-20260101-000000")
+    train.main(flags), train.main(flags)
+    assert len([*(tmp_path / "runs").glob("*/last.pt")]) == 2
+
+
+@pytest.mark.parametrize("value, message", [
+    ("-1", "1 of 2 classes have no negative image .-1 means unknown"),
+    ("0", "1 of 2 classes have no positive image: a")])
+def test_labels_that_look_wrong_are_named(tmp_path, value, message, capsys):
+    rows = "".join(f"train{i}.png,{1 if value == '-1' and i % 2 else value},{i // 2 % 2}\n"
+                   for i in range(16))
+    train.main([*own(tmp_path, "image,a,b\n" + rows), "--epochs", "1", "--out", str(tmp_path / "run")])
+    said = capsys.readouterr().out
+    assert message.split(".")[0] in said
+    data.main(["--data", "csv", "--root", str(tmp_path)])
+    assert message.split(".")[0] in capsys.readouterr().out
+    shutil.copy(tmp_path / "train.csv", tmp_path / "test.csv")
+    evaluation.main(["--checkpoint", str(tmp_path / "run/last.pt"), "--workers", "0"])
+    assert message.split(".")[0] in capsys.readouterr().err
+
+
+@pytest.mark.parametrize("split", ["training", "test"])
+def test_a_split_without_positives_is_an_error(tmp_path, split):
+    text = "image,a,b\n" + "".join(f"{split[:5 if split == 'training' else 4]}{i}.png,-1,0\n"
+                                    for i in range(16))
+    flags = own(tmp_path, **{split[:5] if split == "training" else split: text})
+    with pytest.raises(SystemExit, match=f"the {split} split has no positive label"):
+        train.main([*flags, "--out", str(tmp_path / "run")])
+
+
+@pytest.mark.parametrize("change, message", [
+    ({"targets": np.array([[2, 0], [1, 0]])}, "other than 1, 0, -1"),
+    ({"targets": np.array([[0.5, 0], [1, 0]])}, "other than"),
+    ({"scores": np.array([[np.nan, 0], [1, 0]])}, "outside"), ({"scores": np.zeros(2)}, "match"),
+    ({"classes": np.array(["a"])}, "match"), ({"classes": np.array(0)}, "needs scores"),
+    ({"paths": np.array(["a"])}, "match"), ({"counts": np.array([1])}, "match"),
+    ({"scores": np.zeros((0, 2)), "targets": np.zeros((0, 2))}, "match"),
+    ({"targets": np.array([["1", "0"]] * 2)}, "scores.npz")])
+def test_files_of_scores_are_checked(tmp_path, change, message):
+    whole = {"scores": np.array([[0.1, 0.2], [0.9, 0.3]]), "targets": np.array([[1, 0], [-1, 1]]),
+             "classes": np.array(["a", "b"])}
+    np.savez(tmp_path / "scores.npz", **whole)
+    files.read_scores(tmp_path / "scores.npz")
+    np.savez(tmp_path / "scores.npz", **whole | change)
+    with pytest.raises(InputError, match=message):
+        files.read_scores(tmp_path / "scores.npz")
+
+
+def test_limit_takes_a_random_choice():
+    scenes = load("scenes")
+    chosen, again = sample(scenes, 100), sample(scenes, 100)
+    rows = [int(path.split("/")[1]) for path in chosen.paths]
+    assert rows == sorted(set(rows)) and len(rows) == 100 and rows[50] > 1000
+    assert (chosen.paths == again.paths).all() and len(sample(scenes, 0)) == 4000
+
+
+def test_verify_names_copies(tmp_path, capsys):
+    own(tmp_path, "image,a,b\ntrain0.png,1,0\ntrain1.png,1,0\ntrain0.png,1,0\ntrain1.png,0,1\n",
+        "image,a,b\ncopy.png,1,0\ntest0.png,0,1\n", count=2)
+    shutil.copy(tmp_path / "train0.png", tmp_path / "copy.png")
+    assert data.main(["--data", "csv", "--root", str(tmp_path), "--verify"]) == 1
+    text = capsys.readouterr().out
+    assert f"train1.png (train) shows the same as {tmp_path}/train1.png (train), with other" in text
+    assert f"copy.png (test) shows the same as {tmp_path}/train0.png (train)\n" in text
+    assert "2 images missing, unreadable or in doubt" in text
+
+
+def test_pixels_without_a_range_are_refused_and_rotation_is_applied_to_own_images(tmp_path):
+    for dtype in (np.int32, np.float32):
+        Image.fromarray(np.ones((4, 4), dtype)).save(tmp_path / "deep.tif")
+        with pytest.raises(InputError, match="deep.tif: 32-bit"):
+            read_image(f"{tmp_path}/deep.tif")
+    pixels = np.random.default_rng(0).integers(0, 256, (6, 9, 3), np.uint8)
+    exif = Image.Exif()
+    exif[0x0112] = 6  # to be turned clockwise
+    for name in ("turned.png", "turned.jpg"):
+        Image.fromarray(pixels).save(tmp_path / name, exif=exif)
+        plain = read_image(f"{tmp_path}/{name}")
+        upright = read_image(f"{tmp_path}/{name}", upright=True)
+        assert plain.shape == (3, 6, 9) and torch.equal(upright, plain.rot90(-1, (1, 2)))
+    for split in ("train", "test"):
+        (tmp_path / f"{split}.csv").write_text("image,a\nturned.jpg,1\n")
+    assert load("csv", tmp_path).image(0).shape == load("csv", tmp_path).subset([0]).image(0).shape \
+        == (3, 9, 6)
+
+
+@pytest.mark.parametrize("flags, message", [
+    ("--checkpoint x --predict y --limit 3", "--predict ignores --limit"),
+    ("--from-scores x --flip --limit 3", "--from-scores ignores --limit, --flip"),
+    ("--from-scores x --residual 1", "--residual"), ("--from-scores x --scores y", "--scores"),
+    ("--checkpoint x --voc-server d --out j", "--out"), ("--checkpoint x --each-head", "--heatmaps"),
+    ("--checkpoint x --voc-server d --split train", "--split"), ("--checkpoint x --json", "--predict"),
+    ("--checkpoint x --skip-bad -1", "at least 0"), ("--checkpoint x --sizes a,b", "--sizes"),
+    ("--checkpoint x --heatmaps d --pointing", "--pointing"), ("--checkpoint x --lam 3", "--lam 3"),
+    ("--checkpoint x --per-class", "--tune-threshold"), ("--checkpoint x --workers -2", "least -1")])
+def test_flags_that_would_be_ignored_are_errors(flags, message, capsys):
+    with pytest.raises(SystemExit):
+        evaluation.main(flags.split())
+    assert message in capsys.readouterr().err
+
+
+@pytest.mark.parametrize("text", ["nan", "50", "-0.1", '{"threshold": null}', '{"threshold": "x"}',
+                                  '{"threshold": {"a": 0.5}}', '{"threshold": {"a": null, "b": 1}}',
+                                  '{"threshold": [1, 2, 3]}', "[]", "", "{", '{"threshold": true}'])
+def test_thresholds_are_checked(text, tmp_path):
+    argument = text if text in ("nan", "50", "-0.1") else str(tmp_path / "t.json")
+    (tmp_path / "t.json").write_text(text)
+    with pytest.raises(InputError, match="threshold"):
+        files.read_threshold(argument, ["a", "b"])
+
+
+def test_onecycle_where_the_rise_ends_with_the_first_step():
+    for steps, share in ((5, 0.2), (10, 0.1), (1, 0.5), (2, 0.5)):
+        s = {name: row[0] for name, row in SETTINGS.items()} | {"epochs": steps, "pct_start": share}
+        groups = [{"params": [torch.nn.Parameter(torch.ones(1))], "lr": 1.0}]
+        optimizer, scheduler = train.optimizer_and_schedule(groups, s, steps=1)
+        rates = []
+        for _ in range(steps):
+            rates.append(optimizer.param_groups[0]["lr"])
+            optimizer.step()
+            scheduler.step()
+        assert np.isfinite(rates).all() and rates == sorted(rates, reverse=True) or share * steps < 1
+
+
+def test_fewer_test_images_than_processes(tmp_path, trained):
+    flags = own(tmp_path, test="image,a,b\ntest0.png,1,1\n")
+    processes(2, train.main, *flags, "--epochs", 1, "--out", tmp_path / "run")
+    assert log(tmp_path / "run")[-1]["mAP"] == 100
+    processes(3, evaluation.main, "--checkpoint", trained / "run/last.pt", "--limit", 1, "--out",
+              tmp_path / "t.json")
+    assert json.loads((tmp_path / "t.json").read_text())["images"] == 1
+
+
+def test_weights_that_diverge_in_the_last_step_end_in_one_line(tmp_path, monkeypatch):
+    plain = train.Learner.update
+
+    def diverge(self, step):
+        plain(self, step)
+        self.model.head.weight.data.fill_(float("nan"))
+    monkeypatch.setattr(train.Learner, "update", diverge)
+    with pytest.raises(SystemExit, match="16 images have the score nan.*--lr"):
+        train.main([*own(tmp_path), "--epochs", "1", "--batch-size", "16", "--out",
+                    str(tmp_path / "run")])
+
+
+def test_a_strip_is_squashed_and_a_huge_image_refused(trained, tmp_path, monkeypatch):
+    Image.new("RGB", (1, 4000)).save(tmp_path / "strip.png")
+    evaluation.main(["--checkpoint", str(trained / "run/last.pt"), "--predict",
+                     str(tmp_path / "strip.png"), "--heatmaps", str(tmp_path / "maps"), "--workers",
+                     "0"])
+    sheet, = (tmp_path / "maps").iterdir()
+    assert Image.open(sheet).height < 1000
+    monkeypatch.setattr(Image, "MAX_IMAGE_PIXELS", 1000)
+    for name in ("large.jpg", "large.png"):
+        Image.new("RGB", (60, 60)).save(tmp_path / name)
+        with pytest.raises(InputError, match=f"{name}: .*pixels"):
+            read_image(f"{tmp_path}/{name}")
+
+
+def test_a_full_disk_is_one_line(trained, tmp_path):
+    text = run("eval.py", "--checkpoint", trained / "run/last.pt", "--workers", 0, "--out",
+               "/dev/full", ok=False)
+    assert "error: /dev/full: " in text and "No space left" in text and "Traceback" not in text
+    full = Log(tmp_path, [])
+    full.file.close()
+    full.file = open("/dev/full", "a", buffering=1)  # noqa: SIM115
+    with pytest.raises(InputError, match="/dev/full: .*No space left.*--resume"):
+        full.write({"a": 1})
+    with pytest.raises(InputError, match="a folder, where a file is needed"):
+        evaluation.main(["--checkpoint", "x", "--out", str(tmp_path)])
+
+
+def test_checkpoints_that_lack_something(trained, tmp_path, monkeypatch):
+    whole = torch.load(trained / "run/last.pt")
+    flags = ["--checkpoint", str(tmp_path / "x.pt"), "--workers", "0"]
+    for name in ("model", "classes", "ema", "counts", "settings"):
+        torch.save({key: value for key, value in whole.items() if key != name}, tmp_path / "x.pt")
+        with pytest.raises(InputError, match=f"x.pt.*({name}|not of train.py)"):
+            evaluation.main(flags)
+    settings = {name: value for name, value in whole["settings"].items() if name != "lam"}
+    torch.save(whole | {"settings": settings}, tmp_path / "x.pt")  # older than a keyword
+    evaluation.main(flags)
+    (tmp_path / "os.py").write_text("")
+    for name, message in (("os", "no method 'os'"), ("train", "no method"), (3, "no method 3")):
+        torch.save(whole | {"settings": whole["settings"] | {"model": name}}, tmp_path / "x.pt")
+        with pytest.raises(InputError, match=message):
+            evaluation.main(flags)
+    for name in ("hf-hub:someone/model", "local-dir:/tmp", "../x"):
+        torch.save(whole | {"settings": whole["settings"] | {"backbone": name}}, tmp_path / "x.pt")
+        with pytest.raises(InputError, match="say --backbone"):
+            evaluation.main(flags)
+
+
+@pytest.mark.parametrize("flags, message", [
+    (["--seed", str(2 ** 70)], "--seed"), (["--output-stride", "7"], "csra, backbone"),
+    (["--backbone", "test_vit", "--image-size", "100"], "test_vit"),
+    (["--backbone", "mixer_s32_224"], "mixer_s32_224"),
+    (["--backbone", "nonesuch"], "nonesuch"), (["--batch-size", "1", "--image-size", "32"], "BatchNorm"),
+    (["--lam", "abc"], "--lam"), (["--optimizer", "adam", "--lr", "nan"], "--lr")])
+def test_settings_that_cannot_work_are_one_line(flags, message, tmp_path, capsys):
+    with pytest.raises(SystemExit) as stop:
+        train.main([*own(tmp_path), *flags, "--epochs", "1", "--out", str(tmp_path / "run")])
+    assert message in f"{stop.value} {capsys.readouterr().err}"
+
+
+@pytest.mark.parametrize("content", [b"", b"junk", b"\x93NUMPY\x01\x00junk", b"PK\x03\x04"])
+@pytest.mark.parametrize("name", ["w.npy", "w.pt"])
+def test_junk_in_text_features(content, name, tmp_path):
+    (tmp_path / name).write_bytes(content)
+    flags = [*own(tmp_path), "--text-features", str(tmp_path / name), "--d-model", "32"]
+    with pytest.raises(SystemExit, match="cprfl, backbone"):
+        train.main(["--model", "cprfl", *flags[2:], "--out", str(tmp_path / "run")])
+
+
+def test_many_columns_load_fast_and_rows_keep_their_numbers(tmp_path):
+    header = ",".join(f" label {k} " for k in range(100_000))
+    row = ",".join("01"[k % 2] for k in range(100_000))
+    for split in ("train", "test"):
+        (tmp_path / f"{split}.csv").write_text(f"image,{header}\n" + f"a.jpg,{row}\n" * 4)
+    begin = time.time()
+    assert load("csv", tmp_path, "test", check=False).classes[7] == "label 7"
+    assert time.time() - begin < 10
+    own(tmp_path, "image,a\n\n\ntrain0.png,1\n\ntrain1.png,x\n", count=2)
+    with pytest.raises(InputError, match="row 6.*'x'"):
+        load("csv", tmp_path)
+    own(tmp_path, f"image,a,b\n{tmp_path}/train0.png,True,False\ntrain1.png,1.0,0.0\n", count=2)
+    found = load("csv", tmp_path)
+    assert found.paths[0] == f"{tmp_path}/train0.png" and found.targets.tolist() == [[1, 0]] * 2
+
+
+def test_coco_with_two_categories_of_one_name_or_a_byte_order_mark(tmp_path):
+    content = {"images": [{"id": 1, "file_name": "a.jpg"}], "annotations": [],
+               "categories": [{"id": 1, "name": "x"}, {"id": 2, "name": "y"}]}
+    (tmp_path / "annotations").mkdir()
+    file = tmp_path / "annotations/instances_train2017.json"
+    file.write_text(json.dumps(content), encoding="utf-8-sig")
+    assert load("coco2017", tmp_path, check=False).classes == ["x", "y"]
+    content["categories"][1]["name"] = "x"
+    file.write_text(json.dumps(content))
+    with pytest.raises(InputError, match="1 different names"):
+        load("coco2017", tmp_path, check=False)
+
+
+def test_images_in_folders(tmp_path):
+    (tmp_path / "a/inner").mkdir(parents=True)
+    for name in ("a/1.JPG", "a/inner/2.png", "a/doc.pdf", "a/film.mpg", "other.webp"):
+        (tmp_path / name).write_bytes(b"")
+    (tmp_path / "elsewhere").mkdir()
+    (tmp_path / "elsewhere/3.jpg").write_bytes(b"")
+    (tmp_path / "a/link").symlink_to(tmp_path / "elsewhere")
+    (tmp_path / "a/inner/back").symlink_to(tmp_path / "a")
+    found = files.images_in([tmp_path / "a", tmp_path / "other.webp", str(tmp_path / "a/1.JPG")])
+    assert sorted(os.path.basename(path) for path in found) == ["1.JPG", "2.png", "3.jpg", "other.webp"]
+    with pytest.raises(InputError, match="UTF-8"):
+        data.Dataset(["a"], [os.fsdecode(b"\xff.jpg")], np.zeros((1, 1), np.int8))
+
+
+def test_a_relative_root_works_from_elsewhere(tmp_path, monkeypatch):
+    flags = own(tmp_path)
+    monkeypatch.chdir(tmp_path)
+    flags[flags.index("--root") + 1] = "."
+    assert settings_of(flags)[1]["root"] == str(tmp_path)
