@@ -97,10 +97,13 @@ def class_features(classes, text):
 
 def own_features(features, count):
     """A (K, m) tensor from a tensor, a .npy or a .pt file."""
-    if isinstance(features, str):
-        features = np.load(features) if features.endswith(".npy") \
-            else torch.load(features, weights_only=True)
-    features = torch.as_tensor(features, dtype=torch.float32)
+    try:
+        if isinstance(features, str):
+            features = np.load(features) if features.endswith(".npy") \
+                else torch.load(features, weights_only=True)
+        features = torch.as_tensor(features, dtype=torch.float32)
+    except Exception as error:  # damaged files raise all kinds
+        raise ValueError(f"text features: no .npy or .pt file of numbers ({error!r:.200})") from error
     if features.ndim != 2 or len(features) != count or not features.isfinite().all():
         raise ValueError(f"text features {tuple(features.shape)}: must be finite, ({count}, m)")
     return features

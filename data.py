@@ -129,7 +129,6 @@ RANDAUGMENT = {  # operation: (value at magnitude 0, at 9, is a sign drawn, (ima
     "Contrast": (0, 0.9, True, lambda x, v: ImageEnhance.Contrast(x).enhance(1 + v)),
     "Sharpness": (0, 0.9, True, lambda x, v: ImageEnhance.Sharpness(x).enhance(1 + v)),
     "Brightness": (0, 0.9, True, lambda x, v: ImageEnhance.Brightness(x).enhance(1 + v))}
-OPERATIONS = [*RANDAUGMENT.values()]
 
 
 def randaugment(image):
@@ -138,7 +137,7 @@ def randaugment(image):
     chosen = [(draw(15), 1 + draw(9), 1 - 2 * draw(2)) for _ in range(2) if draw(2)]
     image = Image.fromarray(image.permute(1, 2, 0).numpy()) if chosen else image
     for number, magnitude, sign in chosen:
-        low, high, signed, operation = OPERATIONS[number]
+        low, high, signed, operation = [*RANDAUGMENT.values()][number]
         value = low + (high - low) * magnitude / 9
         image = operation(image, sign * value if signed else value)
     return torch.from_numpy(np.array(image)).permute(2, 0, 1) if chosen else image
@@ -224,8 +223,8 @@ def normalize(images, device, mean, std):
 
 def doubts(data, split):
     """Warnings about classes whose labels may not be what is meant."""
-    hint = " (-1 means unknown; no is 0)" * bool((data.targets < 0).any())
-    for value, what in ((1, "no positive image"), (0, "no negative image" + hint)):
+    hint = " (-1 means unknown, 0 no)" if (data.targets < 0).any() else ""
+    for value, what in ((1, "no positive image"), (0, f"no negative image{hint}")):
         bad = [name for name, ok in zip(data.classes, (data.targets == value).any(0)) if not ok]
         if bad:
             yield (f"warning: {split}: {len(bad)} of {len(data.classes)} classes have {what}: "

@@ -6,6 +6,7 @@ import numpy as np
 import torch
 
 from data import InputError
+from sets.table import one_line
 
 
 def save(checkpoint, path):
@@ -29,7 +30,7 @@ def read_file(path):
         with torch.serialization.safe_globals(allowed):
             return torch.load(path, map_location="cpu", weights_only=True)
     except Exception as error:  # torch raises all kinds on damaged files
-        raise InputError(f"{path}: no readable checkpoint ({str(error).strip()[:200]}); "
+        raise InputError(f"{path}: no readable checkpoint ({one_line(error)}); "
                          "train.py writes OUT/last.pt after each epoch") from error
 
 

@@ -22,8 +22,12 @@ def reading(file, remedy):
     except InputError:
         raise
     except Exception as error:  # decoders and parsers raise all kinds on damaged files
-        text = (str(error) or repr(error)).strip().splitlines()[0]
-        raise InputError(f"{file}: {text:.300}: {remedy}") from error
+        raise InputError(f"{file}: {one_line(error)}: {remedy}") from error
+
+
+def one_line(error):
+    """The beginning of an error's text."""
+    return (str(error).strip() or repr(error)).splitlines()[0][:300]
 
 
 def fields(file):

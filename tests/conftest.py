@@ -16,6 +16,21 @@ sys.path.insert(0, str(HERE.parent))
 PARITY = json.loads((HERE / "parity.json").read_text())  # figures of the released models
 
 
+def pytest_addoption(parser):
+    parser.addoption("--slow", action="store_true", help="also the tests marked slow")
+
+
+def pytest_configure(config):
+    config.addinivalue_line("markers", "slow: long runs, many kills; with --slow")
+    torch.set_num_threads(1)
+
+
+def pytest_collection_modifyitems(config, items):
+    for item in items if not config.getoption("--slow") else ():
+        if "slow" in item.keywords:
+            item.add_marker(pytest.mark.skip(reason="slow: --slow runs it"))
+
+
 @pytest.fixture(autouse=True)
 def same_random_numbers_in_every_run():
     torch.manual_seed(0)
@@ -65,6 +80,6 @@ def run(*command, cwd=HERE.parent, ok=True):
     """Run `python COMMAND...` as a user does; the text of stdout and stderr."""
     done = subprocess.run([sys.executable, *map(str, command)], cwd=cwd, text=True, check=False,
                           capture_output=True, timeout=600,
-                          env=os.environ | {"OMP_NUM_THREADS": "2"})
+                          env=os.environ | {"OMP_NUM_THREADS": "1"})
     assert (done.returncode == 0) == ok, done.stdout + done.stderr
     return done.stdout + done.stderr

@@ -165,6 +165,7 @@ def test_released_checkpoint_converts():
     assert torch.equal(fresh.head.weight, model.head.weight)
 
 
+@pytest.mark.slow
 def test_the_file_alone_is_enough(tmp_path):
     shutil.copy(asl.__file__, tmp_path)
     run("-c", "import asl, torch; m = asl.build(['a', 'b'], backbone='test_resnet', "

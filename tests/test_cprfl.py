@@ -230,13 +230,13 @@ def test_a_tuned_text_tower_learns():
     assert converted.keys() == {n for n in model.state_dict() if n.startswith("text.")}
 
 
+@pytest.mark.slow
 def test_a_tuned_text_tower_trains_with_ema(tmp_path):
     train.main(["--model", "cprfl", "--data", "scenes", "--limit", "32", "--epochs", "1", "--workers",
                 "0", "--batch-size", "16", "--tune-text", "--ema", "0.9", "--out", str(tmp_path)])
     last = json.loads((tmp_path / "log.jsonl").read_text().splitlines()[-1])
     assert last["mAP_ema"] == last["mAP"] > 0 and last["mAP_raw"] > 0
-
-
+@pytest.mark.slow
 def test_a_run_resumes_and_evaluates_without_the_text_tower(tmp_path, capsys):
     train.main(["--model", "cprfl", "--limit", "64", "--epochs", "1", "--batch-size", "16",
                 "--workers", "0", "--out", str(tmp_path / "run")])
@@ -247,6 +247,7 @@ def test_a_run_resumes_and_evaluates_without_the_text_tower(tmp_path, capsys):
     assert f"mAP {mean:.2f}" in table and "tail " in table and "UNTRAINED" not in table
 
 
+@pytest.mark.slow
 def test_the_file_alone_is_enough(tmp_path):
     shutil.copy(cprfl.__file__, tmp_path)
     run("-c", "import cprfl, torch; m = cprfl.build(['a', 'b'], backbone='test_resnet', "

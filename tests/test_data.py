@@ -225,6 +225,7 @@ def test_16_bits_keep_their_shades(tmp_path):
     assert read_image(f"{tmp_path}/deep.png")[0, 0].tolist() == [0, 1, 117, 255]
 
 
+@pytest.mark.slow
 def test_broken_pictures_are_named(tmp_path):
     write_csv(tmp_path, "image,x\na.jpg,1\nb.jpg,0\n")
     whole = (tmp_path / "b.jpg").read_bytes()

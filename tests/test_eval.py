@@ -222,6 +222,7 @@ def test_thresholds_are_tuned_on_another_split_and_kept(checkpoint, tmp_path, ca
     assert "tune on another" in capsys.readouterr().err
 
 
+@pytest.mark.slow
 def test_predict_names_labels_and_skips_bad_pictures(checkpoint, tmp_path):
     file, net = checkpoint("asl", "--amp", "off")
     scenes, images = scenes_input(2)
@@ -350,6 +351,7 @@ def test_what_was_not_released_is_an_error(tmp_path):
 @pytest.mark.parametrize("backbone, trained, size, family, window", [
     ("test_vit", 128, 160, timm.models.vision_transformer, {}),
     ("swin_tiny_patch4_window7_224", 224, 256, timm.models.swin_transformer, {"window_size": 8})])
+@pytest.mark.slow
 def test_other_image_sizes_are_as_timm_converts_them(checkpoint, tmp_path, backbone, trained, size,
                                                      family, window):
     flags = ("--backbone", backbone, "--output-stride", "none", "--amp", "off")

@@ -9,10 +9,14 @@ import signal
 
 import numpy as np
 import pytest
+import torch
 from PIL import Image
 from test_data import coco_matrix, write_csv, write_lists, write_voc
 
+import cprfl
 from data import InputError, load
+from lib import files
+from lib.checkpoint import read_checkpoint, read_file
 from sets import voc
 from sets.images import read_image
 from sets.own import CODES
@@ -207,3 +211,60 @@ def test_pictures(tmp_path, name, options):
     def check(found):
         assert found.ndim == 3 and found.shape[0] == 3 and str(found.dtype) == "torch.uint8"
     fuzz(tmp_path / name, lambda: read_image(f"{tmp_path}/{name}"), check)
+
+
+def test_checkpoints(tmp_path):
+    net = torch.nn.Linear(3, 2)
+    settings = {"model": "csra", "backbone": "test_resnet", "seed": 0}
+    torch.save({"model": net.state_dict(), "ema": None, "settings": settings, "classes": ["a", "b"],
+                "counts": [1, 2]}, tmp_path / "x.pt")
+
+    def check(found):
+        assert found["settings"].keys() == settings.keys() or isinstance(found["settings"], dict)
+        assert isinstance(found["classes"], list) and isinstance(found["model"], dict)
+    fuzz(tmp_path / "x.pt", lambda: read_checkpoint(tmp_path / "x.pt"), check)
+
+
+def test_old_format_checkpoints(tmp_path):
+    file = tmp_path / "old.pth"
+    torch.save({"state_dict": {"w": torch.ones(3)}}, file, _use_new_zipfile_serialization=False)
+    fuzz(file, lambda: read_file(file), lambda found: None)
+
+
+@pytest.mark.parametrize("save", [np.savez, np.savez_compressed])
+def test_files_of_scores(tmp_path, save):
+    scores, targets = np.array([[0.1, 0.2], [0.9, 0.3]]), np.array([[1, 0], [-1, 1]], np.int8)
+    save(tmp_path / "s.npz", scores=scores, targets=targets, classes=np.array(["a", "b"]))
+
+    def check(found):
+        values, dataset, _ = found
+        assert ((values >= 0) & (values <= 1)).all() and len(dataset.classes) == values.shape[1]
+        assert np.isin(dataset.targets, (-1, 0, 1)).all() and dataset.targets.shape == values.shape
+    fuzz(tmp_path / "s.npz", lambda: files.read_scores(tmp_path / "s.npz"), check)
+
+
+@pytest.mark.parametrize("mutate", [mutated, changed_json])
+def test_thresholds(tmp_path, mutate):
+    file = tmp_path / "t.json"
+    file.write_text(json.dumps({"data": "csv", "split": "train", "threshold": {"a": 0.25, "b": 0.5}}))
+
+    def check(found):
+        assert np.shape(found) in ((), (2,)) and (abs(np.asarray(found)) <= 1).all()
+    fuzz(file, lambda: files.read_threshold(str(file), ["a", "b"]), check, mutate)
+
+
+@pytest.mark.parametrize("name", ["w.npy", "w.pt"])
+def test_text_features(tmp_path, name):
+    values = np.arange(6, dtype=np.float32).reshape(2, 3)
+    np.save(tmp_path / name, values) if name == "w.npy" else torch.save(
+        torch.tensor(values), tmp_path / name)
+
+    def read():
+        try:
+            return cprfl.own_features(str(tmp_path / name), 2)
+        except ValueError as error:  # the file stands alone: build_model makes it an InputError
+            raise InputError(str(error)) from error
+
+    def check(found):
+        assert found.ndim == 2 and len(found) == 2 and found.isfinite().all()
+    fuzz(tmp_path / name, read, check)

@@ -97,8 +97,7 @@ def loss(logits, targets, power=1.0):
 def param_groups(model, lr, weight_decay):
     return [{"params": [*model.parameters()], "lr": lr}]
 '''
-
-
+@pytest.mark.slow
 def test_a_new_data_set_and_a_new_method_are_one_addition_each(tmp_path):
     project = tmp_path / "project"
     for name in ("lib", "sets"):

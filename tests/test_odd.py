@@ -254,6 +254,7 @@ def test_a_strip_is_squashed_and_a_huge_image_refused(trained, tmp_path, monkeyp
             read_image(f"{tmp_path}/{name}")
 
 
+@pytest.mark.slow
 def test_a_full_disk_is_one_line(trained, tmp_path):
     text = run("eval.py", "--checkpoint", trained / "run/last.pt", "--workers", 0, "--out",
                "/dev/full", ok=False)

@@ -310,6 +310,7 @@ def test_released_swin_converts():
         q2l.from_official({"backbone.0.odd.weight": torch.zeros(1)})
 
 
+@pytest.mark.slow
 def test_released_file_evaluates_from_the_command_line(tmp_path):
     size = ("--backbone", "test_resnet", "--d-model", 128, "--ffn", 256)
     model = q2l.build([str(k) for k in range(20)], backbone="test_resnet", pretrained=False,
@@ -327,6 +328,7 @@ def test_released_file_evaluates_from_the_command_line(tmp_path):
     assert "Traceback" not in text and "linear1" in text
 
 
+@pytest.mark.slow
 def test_the_file_alone_is_enough(tmp_path):
     shutil.copy(q2l.__file__, tmp_path)
     run("-c", "import q2l, torch; m = q2l.build(['a', 'b'], backbone='test_resnet', d_model=32, "

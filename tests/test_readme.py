@@ -34,6 +34,7 @@ def test_sizes():
         assert int(lines) == len((ROOT / file).read_text("utf-8").splitlines()), file
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("code", EXAMPLES, ids=[re.search(r"from (\w+) ", code)[1]
                                                 for code in EXAMPLES])
 def test_a_file_alone_does_what_its_example_says(code, tmp_path):
@@ -45,8 +46,7 @@ def test_a_file_alone_does_what_its_example_says(code, tmp_path):
     done = subprocess.run([sys.executable, "-c", code], cwd=tmp_path, text=True,
                           capture_output=True, check=False)
     assert done.returncode == 0, done.stderr
-
-
+@pytest.mark.slow
 def test_commands_and_pictures_exist():
     """Flags of the commands in README are flags of the programs; linked files are there."""
     texts = {"eval.py": run("eval.py", "--help"), "data.py": run("data.py", "--help")}

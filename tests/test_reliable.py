@@ -138,6 +138,7 @@ def same(one, two):
 
 
 @pytest.mark.parametrize("seed", range(int(os.environ.get("KILLS", "2"))))
+@pytest.mark.slow
 def test_killed_at_any_moment_and_resumed_bit_for_bit(tmp_path, whole, seed):
     """SIGKILL at three random moments of the training; `seed` draws them."""
     rng, out, moments = random.Random(seed), tmp_path / "run", []
@@ -156,8 +157,7 @@ def test_killed_at_any_moment_and_resumed_bit_for_bit(tmp_path, whole, seed):
     assert moments[0] < 24
     finished("train.py", *flags)
     same(torch.load(out / "last.pt"), whole)
-
-
+@pytest.mark.slow
 def test_killed_while_it_writes(tmp_path, whole):
     """What a kill amid writing leaves: the checkpoint before it, whole, and part of the next."""
     out = tmp_path / "run"
@@ -178,7 +178,8 @@ def test_killed_while_it_writes(tmp_path, whole):
     same(torch.load(out / "last.pt"), whole)
 
 
-@pytest.mark.parametrize("number", [signal.SIGTERM, signal.SIGINT])
+@pytest.mark.parametrize("number", [
+    signal.SIGTERM, pytest.param(signal.SIGINT, marks=pytest.mark.slow)])
 def test_a_signal_ends_the_step_saves_and_says_so(tmp_path, whole, number):
     out = tmp_path / "run"
     code = ("import os, train\n"
@@ -198,6 +199,7 @@ def test_a_signal_ends_the_step_saves_and_says_so(tmp_path, whole, number):
     same(torch.load(out / "last.pt"), whole)
 
 
+@pytest.mark.slow
 def test_a_second_signal_ends_at_once(tmp_path):
     code = ("import os, signal, sys, time, train\n"
             "def slow(*a): os.kill(os.getpid(), 15); os.kill(os.getpid(), 15); time.sleep(60)\n"
@@ -207,8 +209,7 @@ def test_a_second_signal_ends_at_once(tmp_path):
     begin = time.time()
     task.communicate(timeout=50)
     assert task.returncode == -signal.SIGTERM and time.time() - begin < 50
-
-
+@pytest.mark.slow
 def test_an_error_ends_the_workers_too(tmp_path):
     code = ("import train\n"
             "def broken(*_): raise ValueError('unforeseen')\n"
@@ -253,8 +254,7 @@ def test_skip_bad_counts_lists_and_trains_on_the_rest(tmp_path, capsys):
     assert "left out so far: 1 unreadable" in text and "3.png" in text
     lines = log(tmp_path / "run")
     assert lines[-1]["mAP"] > 0 and "3.png" in lines[1]["left_out"][0]
-
-
+@pytest.mark.slow
 def test_dead_workers_and_full_memory_name_the_setting(tmp_path, monkeypatch, capsys):
     code = ("import os, signal, data, train\n"
             "data.Dataset.image = lambda self, i: os.kill(os.getpid(), 9)\n"
