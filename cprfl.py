@@ -103,7 +103,7 @@ def own_features(features, count):
                 else torch.load(features, weights_only=True)
         features = torch.as_tensor(features, dtype=torch.float32)
     except Exception as error:  # damaged files raise all kinds
-        raise ValueError(f"text features: no .npy or .pt file of numbers ({error!r:.200})") from error
+        raise ValueError(f"text features: no .npy or .pt file ({error!r:.200})") from error
     if features.ndim != 2 or len(features) != count or not features.isfinite().all():
         raise ValueError(f"text features {tuple(features.shape)}: must be finite, ({count}, m)")
     return features
