@@ -127,7 +127,7 @@ class Interaction(nn.Module):
 
         def heads(x, w):  # (..., N, d) -> (..., heads, N, head_dim)
             return F.linear(x, w).unflatten(-1, (self.heads, -1)).transpose(-3, -2)
-        rows = (len(tokens), -1, -1, -1)
+        rows = (tokens.shape[0], -1, -1, -1)
         # Eq. 3
         k, v = (torch.cat([heads(tokens, w), heads(prompts, w).expand(rows)], 2) for w in (wk, wv))
         return heads(prompts, wq).expand(rows), k, v

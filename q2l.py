@@ -55,7 +55,7 @@ class Attention(nn.Module):
         """q (B or 1, N, d), k and v (B, M, d) -> (B, N, d), and the weights (B, heads, N, M)."""
         q, k, v = (x.unflatten(-1, (self.heads, -1)).transpose(1, 2)
                    for x in (self.q(q), self.k(k), self.v(v)))  # (B, heads, N or M, d / heads)
-        q = q.expand(len(k), -1, -1, -1)
+        q = q.expand(k.shape[0], -1, -1, -1)
         x = F.scaled_dot_product_attention(q, k, v, dropout_p=self.dropout * self.training)
         x = self.out_proj(x.transpose(1, 2).flatten(2))
         if not need_map:
@@ -128,7 +128,7 @@ class Q2LHead(nn.Module):
         keys, maps = tokens + pos, []
         # All images start with the same labels, so one row of queries serves them until they have
         # seen a token. In training, the dropout of self-attention differs from image to image.
-        rows = len(tokens) if self.training and self.decoder[0].self_attention else 1
+        rows = tokens.shape[0] if self.training and self.decoder[0].self_attention else 1
         labels = torch.zeros_like(self.query_embed).expand(rows, -1, -1)
         for layer in self.decoder:
             labels, weights = layer(labels, self.query_embed, keys, tokens, need_maps)

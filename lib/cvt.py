@@ -97,7 +97,7 @@ class Stage(nn.Module):
         """(B, d_in, h, w) -> (B, d, H, W). The class token ends here: no method uses it."""
         x, grid = self.patch_embed(x)
         if self.cls_token is not None:
-            x = torch.cat([self.cls_token.expand(len(x), -1, -1), x], 1)
+            x = torch.cat([self.cls_token.expand(x.shape[0], -1, -1), x], 1)
         blocks = [lambda x, block=block: block(x, grid) for block in self.blocks]
         if self.grad_checkpointing and self.training:
             x = checkpoint_seq(blocks, x)

@@ -52,11 +52,10 @@ def read_threshold(text, classes):
     except ValueError:
         with reading(text, "--threshold takes a number or a file of --tune-threshold"):
             value = json.loads(Path(text).read_bytes())["threshold"]
-            value = [value[name] for name in classes] if isinstance(value, dict) else value
-            if not all(type(x) in (int, float) and -1 <= x <= 1 for x in
-                       (value if isinstance(value, list) else [value])):
+            values = [value[name] for name in classes] if isinstance(value, dict) else [value]
+            if not all(type(x) in (int, float) and -1 <= x <= 1 for x in values):
                 raise ValueError("not a number in [0, 1] for each class") from None
-            return np.array(value) if isinstance(value, list) else value
+            return np.array(values) if isinstance(value, dict) else value
 
 
 def write_threshold(scorer, split, threshold):
