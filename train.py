@@ -39,15 +39,15 @@ from torch.optim.swa_utils import get_ema_multi_avg_fn
 from data import InputError, doubts, load, loader, mixed, normalize
 from eval import metrics
 from lib.checkpoint import compare, fingerprint, read_checkpoint, save
-from lib.methods import build_model, chosen, method_of
+from lib.methods import chosen, method_of
 from lib.order import in_order, sample, shuffled
 from lib.predict import predict
 from lib.processes import everyone, gathered, hardware, process
 from lib.run import SIGNALS, Log, check, new_folder, program, stopped
 from lib.settings import settings_of
+from lib.weights import starting_model
 
 SHOWN = ("mAP", "head", "medium", "tail", "CF1", "OF1")  # after each epoch
-LOG_EVERY = 50  # steps
 
 
 def train(method, s):
@@ -88,8 +88,8 @@ def train(method, s):
             f"images, {len(train_set.classes)} classes; {process()[1]} x {device}, autocast "
             f"{dtype}; to {s['out']}, from step {done}")
     log.say(*(f"{name}={value}" for name, value in s.items()))
-    for warning in (*doubts(train_set, "train"), *doubts(test_set, "test")):
-        log.say(warning)
+    for text in (*doubts(train_set, "train"), *doubts(test_set, "test")):
+        log.say(text)
 
     fresh, bad, first = [], set(), done  # losses still on the device; unreadable images
     begin = mark = saved = time.time()
@@ -100,10 +100,10 @@ def train(method, s):
         fresh.append(learner.backward(batch))
         learner.update(step)
 
-        # report: only here does the loop wait for the device
+        # report, every 50 steps: only here does the loop wait for the device
         stop = stopped()
         due = s["save_every"] and time.time() - saved > 60 * s["save_every"]
-        if of_epoch % LOG_EVERY and of_epoch < steps and not stop and not due:
+        if of_epoch % 50 and of_epoch < steps and not stop and not due:
             continue
         values, lr = torch.stack(fresh).tolist(), learner.scheduler.get_last_lr()[0]
         losses, fresh, now = losses + values, [], time.time()
@@ -178,7 +178,7 @@ class Learner:
     def __init__(self, method, s, classes, steps, device, dtype):
         self.s, self.device, self.dtype = s, device, dtype
         self.reduction = "mean" if s["loss"] else method.REDUCTION
-        model = build_model(method, s, classes)
+        model = starting_model(method, s, classes)
         if s["grad_checkpointing"]:
             model.backbone.set_grad_checkpointing()
         if s["sync_bn"]:

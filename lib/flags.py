@@ -27,8 +27,10 @@ def check_flags(parser, args, rest):
     typed = {name: f"--{name.replace('_', '-')}" for name in vars(args)}
     if not args.official and (args.model or rest):
         parser.error(f"only with --official: {args.model or ''} {' '.join(rest)}")
+    needed = ("data", "root") if args.official else ()  # a released checkpoint does not name it
     for name, ignored in CONFLICTS.items():
-        if name in given and (both := [typed[other] for other in ignored if other in given]):
+        if name in given and (both := [typed[other] for other in ignored if other in given
+                                       and other not in needed]):
             parser.error(f"{typed[name]} ignores {', '.join(both)}: leave it out")
     for name, other in NEEDS.items():
         if name in given and other not in given:

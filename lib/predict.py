@@ -6,13 +6,14 @@ import time
 import numpy as np
 import torch
 
-from data import InputError, load, loader, normalize, reading
+from data import InputError, load, loader, normalize, reading, transform
 from lib import maps
 from lib.checkpoint import read_checkpoint, read_file
 from lib.methods import build_model, method_of, remote
 from lib.order import in_order, sample
 from lib.processes import everyone, hardware, process
 from lib.settings import settings_of
+from sets import NAMES
 
 
 def with_progress(batches):
@@ -89,8 +90,9 @@ def read_official(path, flags, root, split):
     method, settings = settings_of(flags)
     with reading(path, f"--official takes what {settings['model']}'s authors released"):
         state = method.from_official(read_file(path))
-    return {"settings": settings, "ema": None, "model": state, "counts": None,
-            "classes": load(settings["data"], root, split, check=False).classes}
+    name = settings["data"]
+    classes = NAMES.get(name) or load(name, root, split, check=False).classes
+    return {"settings": settings, "ema": None, "model": state, "counts": None, "classes": classes}
 
 
 def untrained(checkpoint, state):
@@ -110,6 +112,21 @@ def open_model(checkpoint, state, path):
         raise InputError(f"{path} doesn't fit the model: {str(error)[:600]}\n"
                          "Do --backbone, --image-size and so on?") from error
     return model
+
+
+def open_checkpoint(path, *flags):
+    """The model, its class names, and the transform of a Pillow image to (3, size, size). For a
+    released checkpoint, `flags` are those of train.py: "--model", "q2l", "--data", "coco2014"."""
+    checkpoint = read_official(path, [*flags], None, "test") if flags else read_checkpoint(path)
+    s = checkpoint["settings"]
+    use_ema = checkpoint["ema"] and s.get("report", "ema") == "ema"
+    model = open_model(checkpoint, checkpoint["ema" if use_ema else "model"], path)
+    resize = transform(s["image_size"])
+
+    def prepare(image):
+        pixels = torch.from_numpy(np.array(image.convert("RGB"))).permute(2, 0, 1)
+        return normalize(resize(pixels)[None], torch.device("cpu"), s["mean"], s["std"])[0]
+    return model.eval(), checkpoint["classes"], prepare
 
 
 class Scorer:

@@ -7,6 +7,8 @@ import os
 import sys
 from pathlib import Path
 
+import timm
+
 from data import InputError
 from lib.checkpoint import read_checkpoint
 from lib.methods import METHODS, method_of, remote
@@ -38,6 +40,9 @@ SETTINGS = {  # name: (default, allowed: choices or [from, below), help)
     "ema": (0.0, (0, 1), "decay of the weights' moving average; 0: none"),
     "report": ("ema", ["ema", "raw"], "whose mAP is the result; without ema, raw"),
     # how and where to run
+    "weights": ("", None, "a file of the backbone's weights, in place of timm's pretrained ones"),
+    "init": ("", None, "a checkpoint to start from, also one of other classes"),
+    "official": (False, None, "--init is a released checkpoint"),
     "root": ("", None, "folder of the data set"),
     "out": ("", None, "folder of the run"),
     "seed": (0, (0, 2 ** 63), "of all random numbers"),
@@ -53,6 +58,7 @@ SETTINGS = {  # name: (default, allowed: choices or [from, below), help)
     "resume": (False, None, "continue from OUT/last.pt"),
     "download": (False, None, "fetch the data into ROOT")}
 FREE = ("resume", "workers", "root", "out", "compile", "download", "save_every", "skip_bad")
+LONGER = "step"  # the schedule that does not depend on the number of epochs
 
 
 def flag_type(default, allowed):
@@ -132,13 +138,21 @@ def settings_of(argv):
         settings |= read_checkpoint(last)["settings"]  # a flag that is newer keeps its default
         changed = [name for name, value in flags.items()
                    if settings[name] != value and name not in FREE]
-        if changed:
+        if changed == ["epochs"] and flags["epochs"] > settings["epochs"]:
+            if settings["schedule"] != LONGER:
+                raise InputError(f"{last}: its {settings['schedule']} schedule ends after "
+                                 f"{settings['epochs']} epochs: start anew for more --epochs; only "
+                                 f"--schedule {LONGER} goes on")
+        elif changed:
             raise InputError(f"{last} was made with other settings for {', '.join(changed)}: "
                              "leave these flags out to resume, or start anew with another --out")
         remote(settings["backbone"], "backbone" in flags, last)
     elif "epochs" in flags and "schedule_epochs" not in flags:
         settings["schedule_epochs"] = 0  # else a short run might end while the learning rate rises
     settings |= flags
+    inputs = timm.get_pretrained_cfg(settings["backbone"])  # your own images: as it was trained
+    if data == "csv" and inputs and not flags.keys() & {"mean", "std", "resume"}:
+        settings |= {"mean": tuple(inputs.mean), "std": tuple(inputs.std)}
     if settings["root"]:  # a checkpoint is also used from other folders
         settings["root"] = os.path.abspath(settings["root"])
 

@@ -23,6 +23,10 @@ READERS = {
 FETCH = {
     "voc2007": partial(voc.fetch, year=2007), "voc2012": partial(voc.fetch, year=2012),
     "coco-lt": partial(longtail.fetch, name="coco"), "voc-lt": partial(longtail.fetch, name="voc")}
+NAMES = {  # classes that are known without the files
+    **dict.fromkeys(("voc2007", "voc2012", "voc2012-server"), voc.CLASSES), "wider": wider.CLASSES,
+    **dict.fromkeys(("coco2014", "coco2017"), coco.CLASSES),
+    **dict.fromkeys(("scenes", "scenes-lt"), scenes.CLASSES)}
 BOXES = {
     "scenes": scenes.boxes, "scenes-lt": scenes.boxes,
     "coco2014": partial(coco.boxes, year="2014"), "coco2017": partial(coco.boxes, year="2017")}

@@ -1,0 +1,75 @@
+"""A run's first weights: from timm, from a file of the backbone's weights, or from a checkpoint."""
+import sys
+from pathlib import Path
+
+import timm
+
+from data import InputError, reading
+from lib.checkpoint import read_checkpoint, read_file
+from lib.methods import build_model
+from lib.processes import process
+
+
+def starting_model(method, s, classes):
+    """The model as a run starts with it; a line says what --weights and --init have given."""
+    resumed = s["resume"] and s["out"] and Path(s["out"], "last.pt").is_file()
+    from_file = resumed or s["weights"] or s["init"]
+    model = build_model(method, s | {"pretrained": s["pretrained"] and not from_file}, classes)
+    if s["weights"] and not resumed:
+        load_backbone(model, s["weights"])
+    if s["init"] and not resumed:
+        load_checkpoint(model, method, s["init"], s["official"], classes)
+    return model
+
+
+def say(text):
+    if process()[0] == 0:
+        print(text)
+
+
+def shortened(names):
+    return f"{len(names)} ({', '.join(names[:4])}{', ...' * (len(names) > 4)})" if names else "none"
+
+
+def load_backbone(model, path):
+    """--weights: a .safetensors or .pth file under timm's names, or names that timm converts."""
+    remedy = "needed is a file of this backbone's weights, under names that timm knows"
+    with reading(path, remedy):
+        state = timm.models.load_state_dict(path, use_ema=False, weights_only=True)
+        module = sys.modules[type(model.backbone).__module__]
+        convert = getattr(module, "checkpoint_filter_fn", None)
+        state = convert(state, model.backbone) if convert else state
+        own = model.backbone.state_dict()
+        fits = {name: x for name, x in state.items() if name in own and own[name].shape == x.shape}
+        lacking = [name for name in own if name not in fits and "num_batches" not in name]
+        if lacking:
+            raise ValueError(f"{len(fits)} of {len(own)} tensors fit, {lacking[0]} does not")
+        model.backbone.load_state_dict(fits, strict=False)
+    rest = [name for name in state if name not in fits]
+    say(f"{path}: the backbone's {len(fits)} tensors are loaded; left over: {shortened(rest)}")
+
+
+def load_checkpoint(model, method, path, official, classes):
+    """--init: a checkpoint of train.py or, with --official, a released one. Where the classes
+    differ, the tensors that depend on them start anew."""
+    if official:
+        with reading(path, f"--official takes what {method.__name__}'s authors released"):
+            state, count = method.from_official(read_file(path)), None
+    else:
+        stored = read_checkpoint(path)
+        if stored["settings"]["model"] != method.__name__:
+            raise InputError(f"{path} is of {stored['settings']['model']}, not {method.__name__}")
+        state = stored["ema"] or stored["model"]
+        count = len(stored["classes"]) if stored["classes"] != classes else None
+    own = model.state_dict()
+    fits = {name: x for name, x in state.items() if name in own and own[name].shape == x.shape
+            and (name.startswith("backbone.") or count not in x.shape)}
+    if any(name.startswith("backbone.") and name not in fits and "num_batches" not in name
+           for name in own):
+        raise InputError(f"{path}: its backbone does not fit this one: do --backbone and "
+                         "--image-size?")
+    model.load_state_dict(fits, strict=False)
+    anew = [name for name in own if name not in fits and "num_batches" not in name]
+    rest = [name for name in state if name not in own]
+    say(f"{path}: {len(fits)} tensors are loaded; start anew: {shortened(anew)}; left over: "
+        f"{shortened(rest)}")

@@ -1,0 +1,171 @@
+"""What one does with one's own images: weights from files, other classes, export, predictions."""
+import json
+
+import numpy as np
+import pytest
+import timm
+import torch
+import torchvision
+from conftest import run
+from PIL import Image
+from safetensors.torch import save_file
+from test_odd import own
+from test_train import log
+
+import asl
+import cprfl
+import csra
+import eval as evaluation
+import q2l
+import train
+from data import InputError
+from lib.predict import open_checkpoint
+from lib.settings import settings_of
+from lib.weights import load_backbone, load_checkpoint, starting_model
+from sets import NAMES, voc
+
+
+def settings(*flags):
+    return settings_of(["--model", "csra", "--data", "csv", "--image-size", "64", *flags])
+
+
+@pytest.mark.parametrize("name", ["r18.pth", "r18.safetensors", "tresnet.pth"])
+def test_weights_of_a_backbone_from_a_file(name, tmp_path, capsys):
+    """torchvision's names, with a classifier; TResNet's released ones."""
+    if name == "tresnet.pth":
+        backbone, first = "tresnet_m", "body.conv1.conv.weight"
+        state = timm.create_model(backbone).state_dict()
+        expected = state[first]
+        state = {key.replace(".conv.", ".0.").replace(".bn.", ".1."): tensor
+                 for key, tensor in state.items() if "num_batches" not in key}
+    else:
+        backbone, first = "resnet18", "conv1.weight"
+        state = torchvision.models.resnet18().state_dict()
+        expected = state[first]
+    save_file(state, tmp_path / name) if "safe" in name else torch.save(state, tmp_path / name)
+    method, s = settings("--backbone", backbone, "--weights", str(tmp_path / name))
+    model = starting_model(method, s, ["a", "b"])
+    assert torch.equal(model.backbone.state_dict()[first], expected)
+    said = capsys.readouterr().out
+    assert f"{name}: the backbone's" in said and "left over: 2 (" in said and "fc" in said
+
+
+def test_wrong_weights_are_one_error(tmp_path):
+    torch.save(torchvision.models.resnet18().state_dict(), tmp_path / "r18.pth")
+    torch.save({"odd": torch.ones(1)}, tmp_path / "odd.pth")
+    (tmp_path / "junk.safetensors").write_bytes(b"junk")
+    model = csra.build(["a"], backbone="resnet34", pretrained=False, image_size=64)
+    for name in ("r18.pth", "odd.pth", "junk.safetensors", "lost.pth"):
+        with pytest.raises(InputError, match=f"{name}.*backbone's weights"):
+            load_backbone(model, str(tmp_path / name))
+
+
+def test_init_from_other_classes(tmp_path, capsys):
+    (tmp_path / "old").mkdir(), (tmp_path / "new").mkdir()
+    train.main([*own(tmp_path / "old"), "--epochs", "1", "--out", str(tmp_path / "run")])
+    file = str(tmp_path / "run/last.pt")
+    stored = torch.load(file)["model"]
+    for classes, kept in ((["a", "b"], True), (["b", "a"], False), (["a", "b", "c"], False)):
+        torch.manual_seed(1)
+        model = csra.build(classes, backbone="test_resnet", pretrained=False, image_size=64)
+        load_checkpoint(model, csra, file, False, classes)
+        assert torch.equal(model.backbone.conv1[0].weight, stored["backbone.conv1.0.weight"])
+        same = model.head.weight.shape == stored["head.weight"].shape and torch.equal(
+            model.head.weight, stored["head.weight"])
+        assert same == kept
+        assert ("start anew: 1 (head.weight)" in capsys.readouterr().out) != kept
+    with pytest.raises(InputError, match="is of csra, not asl"):
+        load_checkpoint(model, asl, file, False, ["a"])
+    model = csra.build(["a"], backbone="resnet18", pretrained=False, image_size=64)
+    with pytest.raises(InputError, match="backbone does not fit"):
+        load_checkpoint(model, csra, file, False, ["a"])
+    train.main([*own(tmp_path / "new"), "--epochs", "1", "--init", file, "--out", str(tmp_path / "b")])
+    assert "tensors are loaded" in capsys.readouterr().out
+
+
+def test_init_from_a_released_checkpoint(tmp_path):
+    resnet = {f"module.{name}": tensor for name, tensor in
+              torchvision.models.resnet18().state_dict().items() if not name.startswith("fc.")}
+    head = {"module.classifier.multi_head.0.head.weight": torch.randn(20, 512, 1, 1)}
+    torch.save({"state_dict": resnet | head}, tmp_path / "released.pth")
+    method, s = settings("--backbone", "resnet18", "--init", str(tmp_path / "released.pth"),
+                         "--official")
+    model = starting_model(method, s, ["a", "b"])
+    assert torch.equal(model.backbone.conv1.weight, resnet["module.conv1.weight"])
+
+
+def test_inputs_of_own_images_follow_the_backbone():
+    _, s = settings("--backbone", "tf_efficientnet_lite0.in1k")
+    assert s["mean"] == s["std"] == (0.5, 0.5, 0.5)
+    _, s = settings("--backbone", "resnet18.tv_in1k")
+    assert s["mean"] == (0.485, 0.456, 0.406)
+    _, s = settings("--backbone", "resnet18.tv_in1k", "--mean", "0,0,0", "--std", "1,1,1")
+    assert s["mean"] == (0, 0, 0)
+    assert settings_of(["--model", "csra", "--data", "voc2007"])[1]["mean"] == (0, 0, 0)
+
+
+def test_a_released_checkpoint_predicts_without_the_data_set(tmp_path, capsys):
+    model = csra.build(voc.CLASSES, backbone="resnet18", pretrained=False, image_size=64)
+    state = {name.removeprefix("backbone."): tensor for name, tensor in model.state_dict().items()}
+    weight = state.pop("head.weight")
+    state["classifier.multi_head.0.head.weight"] = weight[0][:, :, None, None]
+    torch.save(state, tmp_path / "released.pth")
+    Image.new("RGB", (90, 60), "red").save(tmp_path / "photo.jpg")
+    flags = ("--model", "csra", "--data", "voc2007", "--backbone", "resnet18", "--image-size", "64")
+    evaluation.main([*flags, "--official", str(tmp_path / "released.pth"), "--workers", "0",
+                     "--predict", str(tmp_path / "photo.jpg"), "--threshold", "0", "--json"])
+    labels = json.loads(capsys.readouterr().out)["labels"]
+    assert labels.keys() == set(voc.CLASSES)
+    net, classes, transform = open_checkpoint(tmp_path / "released.pth", *flags)
+    scores = net(transform(Image.open(tmp_path / "photo.jpg"))[None]).sigmoid()[0]
+    assert labels == pytest.approx(dict(zip(classes, scores.tolist())), abs=2e-2)  # bf16 there
+    assert NAMES["coco2014"][79] == "toothbrush" and len(NAMES["wider"]) == 14
+
+
+def test_three_lines_of_python_are_what_eval_predicts(tmp_path, capsys):
+    train.main([*own(tmp_path), "--epochs", "1", "--ema", "0.9", "--out", str(tmp_path / "run")])
+    capsys.readouterr()
+    model, classes, transform = open_checkpoint(tmp_path / "run/last.pt")
+    image = Image.open(tmp_path / "test0.png")
+    scores = model(transform(image)[None]).sigmoid()[0]
+    evaluation.main(["--checkpoint", str(tmp_path / "run/last.pt"), "--workers", "0", "--threshold",
+                     "0", "--json", "--predict", str(tmp_path / "test0.png")])
+    labels = json.loads(capsys.readouterr().out)["labels"]
+    assert labels == pytest.approx(dict(zip(classes, scores.tolist())), abs=1e-4)
+
+
+@pytest.mark.parametrize("method, more", [
+    (csra, {"heads": 4}), (q2l, {"d_model": 32, "ffn": 32}), (asl, {}),
+    (cprfl, {"text_features": torch.ones(2, 16), "d_model": 32, "ffn": 32})])
+def test_export_with_a_free_batch_size(method, more):
+    model = method.build(["a", "b"], backbone="test_resnet", pretrained=False, image_size=64,
+                         **more).eval()
+    batch = torch.export.Dim("batch")
+    program = torch.export.export(model, (torch.randn(3, 3, 64, 64),), dynamic_shapes=({0: batch},))
+    for count in (1, 5):
+        images = torch.randn(count, 3, 64, 64)
+        torch.testing.assert_close(program.module()(images), model(images))
+
+
+def test_more_epochs_where_the_schedule_allows_it(tmp_path):
+    flags = own(tmp_path)
+    flags = [*flags, "--schedule", "step", "--decay-epochs", "2", "--epochs"]
+    train.main([*flags, "3", "--out", str(tmp_path / "whole")])
+    train.main([*flags, "1", "--out", str(tmp_path / "short")])
+    train.main([*flags, "3", "--resume", "--out", str(tmp_path / "short")])
+    whole, short = (torch.load(tmp_path / name / "last.pt") for name in ("whole", "short"))
+    assert all(torch.equal(whole["model"][key], short["model"][key]) for key in whole["model"])
+    assert len(log(tmp_path / "short")) == 5
+    train.main([*flags[:-5], "--schedule", "onecycle", "--epochs", "1", "--out", str(tmp_path / "one")])
+    with pytest.raises(SystemExit, match="onecycle schedule ends after 1 epochs.*--schedule step"):
+        train.main(["--model", "csra", "--resume", "--epochs", "3", "--out", str(tmp_path / "one")])
+
+
+@pytest.mark.slow
+def test_weights_from_the_command_line(tmp_path):
+    flags = own(tmp_path)
+    state = timm.create_model("test_resnet").state_dict()
+    torch.save(state, tmp_path / "w.pth")
+    text = run("train.py", *flags, "--epochs", 1, "--weights", tmp_path / "w.pth", "--out",
+               tmp_path / "run")
+    assert "tensors are loaded" in text and np.isfinite(log(tmp_path / "run")[-1]["mAP"])
