@@ -57,7 +57,8 @@ def load(name, root=None, split="train", *, drop_unlabelled=False, long_tail=0, 
     """One split as a Dataset. `drop_unlabelled` leaves out images without a positive label,
     `long_tail` makes a training split long-tailed by that ratio, `download` fetches VOC and the
     long-tailed lists, `check` refuses missing images. Raises InputError."""
-    if name not in READERS or split not in ("train", "test", "server")[:2 + (name == "voc2012")]:
+    if name not in READERS or split not in ("train", "test",
+                                            {"voc2012": "server", "csv": "val"}.get(name)):
         raise InputError(f"no data set {name}, {split}: choose train or test of "
                          f"{', '.join(READERS)}")
     if not name.startswith("scenes") and not (root and (download or os.path.isdir(root))):
@@ -77,8 +78,7 @@ def load(name, root=None, split="train", *, drop_unlabelled=False, long_tail=0, 
 
     if not data.targets.size or len(set(data.classes)) < len(data.classes):
         raise InputError(f"{name} {split} in {root}: {len(data)} images, {len(data.classes)} "
-                         f"classes, {len(set(data.classes))} different names: needs images, and "
-                         "classes each with a name of its own")
+                         f"classes with {len(set(data.classes))} different names: too few")
     if check and (lost := missing(data.paths)):
         raise InputError(f"{data.paths[lost[0]]} and {len(lost) - 1} more listed images are "
                          f"missing: `python data.py --data {name} --root {root}` names them all")
@@ -223,8 +223,7 @@ def normalize(images, device, mean, std):
 
 def doubts(data, split):
     """Warnings about classes whose labels may not be what is meant."""
-    hint = " (-1 means unknown, 0 no)" if (data.targets < 0).any() else ""
-    for value, what in ((1, "no positive image"), (0, f"no negative image{hint}")):
+    for value, what in ((1, "no positive image"), (0, "no negative image (-1 means unknown)")):
         bad = [name for name, ok in zip(data.classes, (data.targets == value).any(0)) if not ok]
         if bad:
             yield (f"warning: {split}: {len(bad)} of {len(data.classes)} classes have {what}: "
@@ -252,7 +251,8 @@ def main(argv=None):
     parser.add_argument("--verify", action="store_true", help="decode all images, look for copies")
     args = parser.parse_args(argv)
     bad, seen = [], {}
-    for split in ("train", "test"):
+    val = args.data == "csv" and Path(args.root or "", "val.csv").is_file()
+    for split in ["train", "test", "val"][:2 + val]:
         data = load(args.data, args.root, split, download=args.download, check=False)
         count = np.stack([(data.targets == value).sum(0) for value in (1, 0, -1)], 1)  # (K, 3)
         labels = (data.targets == 1).sum(1)
@@ -261,8 +261,8 @@ def main(argv=None):
               f"{(labels == 0).sum()} without\n  {'class':24}     yes      no     unknown")
         for name, (yes, no, unknown) in zip(data.classes, count):
             print(f"  {name:24}{yes:8}{no:8}{unknown:12}")
-        for warning in doubts(data, split):
-            print(warning)
+        for text in doubts(data, split):
+            print(text)
         lost = missing(data.paths)
         bad += [f"{data.paths[i]} is missing" for i in lost]
         if args.verify:

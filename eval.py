@@ -140,13 +140,13 @@ def arguments(argv):
     flag("--weights", choices=("raw", "ema"), help="default: as the recipe reports")
     flag("--data", choices=READERS, help="default: the data set of the training")
     flag("--root", help="default: the folder of the training")
-    flag("--split", default="test", choices=("train", "test"), help="which images")
+    flag("--split", default="test", choices=("train", "val", "test"), help="which images")
     flag("--workers", type=at_least(-1), default=-1, help="loading processes; -1: by the machine")
     flag("--limit", type=number, help="a random N of the images, the same each time")
     flag("--skip-bad", type=at_least(0), default=0, help="leave out up to N unreadable images")
     flag("--ap", default=KINDS[0], choices=KINDS, help="definition of AP")
     flag("--threshold", default="0.5", help="a number, or a file of --tune-threshold")
-    flag("--tune-threshold", metavar="SPLIT", choices=("train", "test"),
+    flag("--tune-threshold", metavar="SPLIT", choices=("train", "val", "test"),
          help="find the one of the best F1 on SPLIT; kept next to the checkpoint")
     flag("--per-class", action="store_true", help="tune one threshold per class")
     flag("--image-size", type=number, help="default: the one of the training")

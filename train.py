@@ -36,11 +36,11 @@ from torch.nn.parallel import DistributedDataParallel
 from torch.optim import SGD, Adam, AdamW, lr_scheduler
 from torch.optim.swa_utils import get_ema_multi_avg_fn
 
-from data import InputError, doubts, load, loader, mixed, normalize
+from data import InputError, doubts, loader, mixed, normalize
 from eval import metrics
 from lib.checkpoint import compare, fingerprint, read_checkpoint, save
 from lib.methods import chosen, method_of
-from lib.order import in_order, sample, shuffled
+from lib.order import in_order, shuffled, splits
 from lib.predict import predict
 from lib.processes import everyone, gathered, hardware, process
 from lib.run import SIGNALS, Log, check, new_folder, program, stopped
@@ -59,9 +59,9 @@ def train(method, s):
     check(s, device)
 
     # data, model, loss
-    train_set, test_set = splits(s)
-    prints = {"training": fingerprint(train_set, s["root"]),
-              "test": fingerprint(test_set, s["root"])}
+    sets = splits(s)
+    train_set, judge = sets["train"], "val" if "val" in sets else "test"  # judge: of the epochs
+    prints = {name: fingerprint(data, s["root"]) for name, data in sets.items()}
     steps = max(len(train_set) // s["batch_size"], 1)  # per epoch
     counts = (train_set.targets == 1).sum(0)  # class frequencies
     torch.manual_seed(s["seed"])
@@ -82,13 +82,15 @@ def train(method, s):
     last = Path(s["out"], "last.pt")
     order = shuffled(len(train_set), s["batch_size"], s["epochs"], s["seed"], done)
     batches = loader(train_set, s["image_size"], order, s["augment"], s["seed"], s["workers"])
+    tests = {name: (data, loader(data, s["image_size"], in_order(len(data), s["batch_size"]),
+                                 workers=s["workers"])) for name, data in sets.items()}
     log = Log(last.parent, [{"settings": s, "torch": torch.__version__, "device": str(device),
                              "autocast": str(dtype), "processes": process()[1]}, *history])
-    log.say(f"{s['model']} on {s['data']}: {len(train_set)} training and {len(test_set)} test "
-            f"images, {len(train_set.classes)} classes; {process()[1]} x {device}, autocast "
-            f"{dtype}; to {s['out']}, from step {done}")
+    sizes = ", ".join(f"{len(data)} {name}" for name, data in sets.items())
+    log.say(f"{s['model']} on {s['data']}: {sizes} images, {len(train_set.classes)} classes; "
+            f"{process()[1]} x {device}, autocast {dtype}; to {s['out']}, from step {done}")
     log.say(*(f"{name}={value}" for name, value in s.items()))
-    for text in (*doubts(train_set, "train"), *doubts(test_set, "test")):
+    for text in (text for name, data in sets.items() for text in doubts(data, name)):
         log.say(text)
 
     fresh, bad, first = [], set(), done  # losses still on the device; unreadable images
@@ -120,46 +122,38 @@ def train(method, s):
         # test
         if of_epoch == steps:
             history.append({"epoch": epoch, "loss": sum(losses) / len(losses),
-                            **test(learner, test_set, counts, epoch == s["epochs"]),
+                            **test(learner, *tests[judge], counts, epoch == s["epochs"]),
                             "lr": lr, "seconds": now - begin})
             if bad:
                 history[-1]["left_out"] = sorted(bad)
                 log.say(f"left out so far: {len(bad)} unreadable images", *sorted(bad), sep="\n  ")
             log.write(history[-1])
-            log.say(f"epoch {epoch}, test:", *(f"{name} {x:.2f}" for name, x in history[-1].items()
-                                               if name.startswith(SHOWN)))
+            shown = [(name, x) for name, x in history[-1].items() if name.startswith(SHOWN)]
+            log.say(f"epoch {epoch}, {judge}:", *(f"{name} {x:.2f}" for name, x in shown))
             losses = []
 
         # save
         if of_epoch == steps or stop or due:
-            if process()[0] == 0:
-                save({**learner.state_dict(), "step": step, "losses": losses, "history": history,
-                      "settings": s, "classes": train_set.classes, "counts": counts.tolist(),
-                      "prints": prints}, last)
+            state = {**learner.state_dict(), "step": step, "losses": losses, "history": history,
+                     "settings": s, "classes": train_set.classes, "counts": counts.tolist(),
+                     "prints": prints}
+            names = ["last.pt"]
+            if judge == "val" and of_epoch == steps and history[-1] is best_of(history):
+                names.append("best.pt")
+            for name in names if process()[0] == 0 else ():
+                save(state, last.with_name(name))
             saved = time.time()
         if stop and step < s["epochs"] * steps:
             log.say(f"stopped by a signal; {last} is saved, --resume --out {s['out']} continues")
             raise SystemExit(128 + (SIGNALS or [signal.SIGTERM])[0])
         mark = time.time()
-    return finish(log, history, s, last, time.time() - begin)
 
-
-def splits(s):
-    """The training and the test split."""
-    pair = [load(s["data"], s["root"], split, drop_unlabelled=s["drop_unlabelled"],
-                 long_tail=s["long_tail"], download=s["download"]) for split in ("train", "test")]
-    if pair[0].classes != pair[1].classes:
-        raise InputError(f"{s['data']}: train and test have other classes: "
-                         f"{pair[0].classes[:5]}..., {pair[1].classes[:5]}...")
-    for split, data in zip(("training", "test"), pair):
-        if not (data.targets == 1).any() and not s["data"].endswith("-server"):
-            raise InputError(f"{s['data']}: the {split} split has no positive label: every value "
-                             "is 0 or unknown")
-    pair[0] = sample(pair[0], s["limit"])
-    if len(pair[0]) < s["batch_size"] and process()[1] * s["accumulate"] > 1:
-        raise InputError(f"{len(pair[0])} training images are fewer than a batch: lower "
-                         "--batch-size")
-    return pair
+    if judge == "val":  # the test split is used once, for the epoch that val has chosen
+        everyone("rank 0 has written best.pt")
+        last = last.with_name("best.pt")
+        learner.load_state_dict(read_checkpoint(last))
+        history.append({**best_of(history), **test(learner, *tests["test"], counts, True)})
+    return finish(log, history, s, last, judge, time.time() - begin)
 
 
 def unreadable(batch, allowed, known):
@@ -239,11 +233,9 @@ class Learner:
             get_ema_multi_avg_fn(decay)(*zip(*pairs), None)
 
 
-def test(learner, data, counts, final):
+def test(learner, data, batches, counts, final):
     """The metrics of the weights that the recipe reports; in the end also the mAP of the others."""
     s, result = learner.s, {}
-    batches = loader(data, s["image_size"], in_order(len(data), s["batch_size"]),
-                     workers=s["workers"])
     models = {"raw": learner.model} | ({"ema": learner.average} if s["ema"] else {})
     reported = s["report"] if s["ema"] else "raw"
     if not (data.targets >= 0).any():
@@ -259,17 +251,23 @@ def test(learner, data, counts, final):
     return result
 
 
-def finish(log, history, s, last, seconds):
+def best_of(history):
+    """The line of the epoch with the highest mAP."""
+    return max(history, key=lambda line: line["mAP"])
+
+
+def finish(log, history, s, last, judge, seconds):
     """The last line of the log: the result."""
-    best = max(history, key=lambda line: line["mAP"])
+    best = best_of(history[:-1] if judge == "val" else history)
     result = {**{name: value for name, value in history[-1].items() if name.startswith(SHOWN)},
               "weights": s["report"] if s["ema"] else "raw", "seconds": seconds,
-              "best_mAP_on_test": best["mAP"], "best_epoch_on_test": best["epoch"],
+              f"best_mAP_on_{judge}": best["mAP"], f"best_epoch_on_{judge}": best["epoch"],
               "checkpoint": str(last)}
     log.write(result)
-    log.say(f"mAP {result['mAP']:.2f} on test, {result['weights']} weights after the last epoch "
-            f"(best epoch, picked on test: {best['mAP']:.2f}, {best['epoch']}); {seconds:.0f} s\n"
-            f"python eval.py --checkpoint {last}")
+    which = "the last epoch" if judge == "test" else f"epoch {best['epoch']}, the best on val"
+    log.say(f"mAP {result['mAP']:.2f} on test, {result['weights']} weights after {which} "
+            f"(best epoch, picked on {judge}: {best['mAP']:.2f}, {best['epoch']}); {seconds:.0f} s")
+    log.say(f"python eval.py --checkpoint {last}")
     return result
 
 

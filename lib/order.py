@@ -1,7 +1,30 @@
-"""Which samples a step takes: for each batch a list of keys (epoch, index) of this process."""
+"""Which samples a run has, and which of them a step takes: keys (epoch, index) for each batch."""
+from pathlib import Path
+
 import numpy as np
 
+from data import InputError, load
 from lib.processes import process
+
+
+def splits(s):
+    """The splits of a training by name: train, test, and val where your own data set has one."""
+    val = s["data"] == "csv" and Path(s["root"], "val.csv").is_file()
+    names = ["train", "test", "val"][:2 + val]
+    sets = {name: load(s["data"], s["root"], name, drop_unlabelled=s["drop_unlabelled"],
+                       long_tail=s["long_tail"], download=s["download"]) for name in names}
+    for name, data in sets.items():
+        if data.classes != sets["train"].classes:
+            raise InputError(f"{s['data']}: train and {name} have other classes: "
+                             f"{sets['train'].classes[:5]}..., {data.classes[:5]}...")
+        if not (data.targets == 1).any() and not s["data"].endswith("-server"):
+            raise InputError(f"{s['data']}: the {name} split has no positive label: every value is "
+                             "0 or unknown")
+    sets["train"] = sample(sets["train"], s["limit"])
+    count = len(sets["train"])
+    if count < s["batch_size"] and process()[1] * s["accumulate"] > 1:
+        raise InputError(f"{count} training images are fewer than a batch: lower --batch-size")
+    return sets
 
 
 def in_order(count, batch_size):

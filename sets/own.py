@@ -1,8 +1,9 @@
 """Your own images.
 
-ROOT/train.csv and ROOT/test.csv in UTF-8: a column `image` (a path relative to ROOT, an absolute
-one, or FILE::x,y,w,h, a box of a file in pixels), then either one column per label (1, 0; -1 or
-empty: unknown) or one column `labels` with names separated by semicolons.
+ROOT/train.csv, ROOT/test.csv and, for choices between epochs and thresholds, ROOT/val.csv, in
+UTF-8: a column `image` (a path relative to ROOT, an absolute one, or FILE::x,y,w,h, a box of a file
+in pixels), then either one column per label (1, 0; -1 or empty: unknown) or one column `labels`
+with names separated by semicolons.
 """
 import csv
 import os

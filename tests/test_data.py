@@ -72,7 +72,8 @@ def test_load_errors(tmp_path):
     for arguments, message in ((("csv", None), "--root"), (("csv", tmp_path / "x"), "not there"),
                                (("csv", tmp_path), "train.csv is missing"),
                                (("nonesuch", tmp_path), "choose.*scenes, scenes-lt, csv"),
-                               (("csv", tmp_path, "val"), "train or test"),
+                               (("scenes", None, "val"), "train or test"),
+                               (("csv", tmp_path, "val"), "val.csv is missing"),
                                (("voc2007", tmp_path), "aeroplane_trainval.txt is missing"),
                                (("coco2014", tmp_path), "images.cocodataset.org")):
         with pytest.raises(InputError, match=message):

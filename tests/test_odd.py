@@ -59,7 +59,7 @@ def test_resume_refuses_changed_data(trained, tmp_path, old, new, what):
         text = (tmp_path / f"{split}.csv").read_text()
         (tmp_path / f"{split}.csv").write_text(text.replace(old.replace("train", split),
                                                             new.replace("train", split)))
-    with pytest.raises(SystemExit, match=f"training split has changed.*{what}|train4"):
+    with pytest.raises(SystemExit, match=f"train split has changed.*{what}|train4"):
         train.main(flags)
 
 
@@ -116,11 +116,10 @@ def test_labels_that_look_wrong_are_named(tmp_path, value, message, capsys):
     assert message.split(".")[0] in capsys.readouterr().err
 
 
-@pytest.mark.parametrize("split", ["training", "test"])
+@pytest.mark.parametrize("split", ["train", "test"])
 def test_a_split_without_positives_is_an_error(tmp_path, split):
-    text = "image,a,b\n" + "".join(f"{split[:5 if split == 'training' else 4]}{i}.png,-1,0\n"
-                                    for i in range(16))
-    flags = own(tmp_path, **{split[:5] if split == "training" else split: text})
+    text = "image,a,b\n" + "".join(f"{split}{i}.png,-1,0\n" for i in range(16))
+    flags = own(tmp_path, **{split: text})
     with pytest.raises(SystemExit, match=f"the {split} split has no positive label"):
         train.main([*flags, "--out", str(tmp_path / "run")])
 

@@ -1,5 +1,6 @@
 """What one does with one's own images: weights from files, other classes, export, predictions."""
 import json
+import shutil
 
 import numpy as np
 import pytest
@@ -169,3 +170,27 @@ def test_weights_from_the_command_line(tmp_path):
     text = run("train.py", *flags, "--epochs", 1, "--weights", tmp_path / "w.pth", "--out",
                tmp_path / "run")
     assert "tensors are loaded" in text and np.isfinite(log(tmp_path / "run")[-1]["mAP"])
+
+
+def test_a_third_split_chooses_the_epoch_and_the_thresholds(tmp_path, capsys, monkeypatch):
+    flags = own(tmp_path)
+    shutil.copy(tmp_path / "test.csv", tmp_path / "val.csv")
+    scores = iter((30.0, 50.0, 50.0, 40.0, 77.0))
+    plain = train.test
+
+    def test(learner, data, batches, counts, final):
+        seen.append((len(data), final))
+        return plain(learner, data, batches, counts, final) | {"mAP": next(scores)}
+    seen = []
+    monkeypatch.setattr(train, "test", test)
+    train.main([*flags, "--epochs", "4", "--out", str(tmp_path / "run")])
+    lines, best = log(tmp_path / "run"), torch.load(tmp_path / "run/best.pt")
+    assert best["step"] == 4 and torch.load(tmp_path / "run/last.pt")["step"] == 8
+    assert [line["mAP"] for line in lines[1:]] == [30, 50, 50, 40, 77]
+    assert lines[-1]["best_epoch_on_val"] == 2 and lines[-1]["checkpoint"].endswith("best.pt")
+    assert "epoch 2, the best on val" in capsys.readouterr().out and len(seen) == 5
+    evaluation.main(["--checkpoint", str(tmp_path / "run/best.pt"), "--workers", "0",
+                     "--tune-threshold", "val", "--per-class"])
+    assert "tuned on val" in capsys.readouterr().out
+    evaluation.main(["--checkpoint", str(tmp_path / "run/best.pt"), "--workers", "0", "--split", "val"])
+    assert "csv val: 16 images" in capsys.readouterr().out
