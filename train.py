@@ -43,7 +43,7 @@ from lib.methods import chosen, method_of
 from lib.order import in_order, shuffled, splits
 from lib.predict import predict
 from lib.processes import everyone, gathered, hardware, process
-from lib.run import SIGNALS, Log, check, new_folder, program, stopped
+from lib.run import SIGNALS, Log, check, check_losses, new_folder, program, stopped
 from lib.settings import settings_of
 from lib.weights import starting_model
 
@@ -66,9 +66,7 @@ def train(method, s):
     counts = (train_set.targets == 1).sum(0)  # class frequencies
     torch.manual_seed(s["seed"])
     learner = Learner(method, s, train_set.classes, steps, device, dtype)
-    learner.loss = partial(method.loss, **chosen(method.loss, s)) if not s["loss"] else \
-        method_of("asl").loss_by_name(s["loss"], torch.from_numpy(counts).to(device),
-                                      len(train_set), s["data"])
+    learner.loss = loss_of(method, s, torch.from_numpy(counts).to(device), len(train_set))
 
     # where an interrupted run continues
     done, losses, history = 0, [], []  # steps; losses of this epoch; a line per epoch
@@ -109,11 +107,7 @@ def train(method, s):
             continue
         values, lr = torch.stack(fresh).tolist(), learner.scheduler.get_last_lr()[0]
         losses, fresh, now = losses + values, [], time.time()
-        if not all(map(math.isfinite, values)):
-            wrong = next(i for i, loss in enumerate(losses, 1) if not math.isfinite(loss))
-            raise InputError(f"loss {losses[wrong - 1]} in epoch {epoch}, step {wrong}, lr "
-                             f"{s['lr']}, amp {s['amp']}: lower --lr, set --clip-grad, or --amp "
-                             f"off; {last} is as the last save left it")
+        check_losses(losses, epoch, s, last)
         log.say(f"epoch {epoch}/{s['epochs']} step {of_epoch}/{steps} "
                 f"loss {sum(values) / len(values):.4f} lr {lr:.2e} "
                 f"{len(values) * s['batch_size'] / (now - mark):.0f} images/s "
@@ -154,6 +148,13 @@ def train(method, s):
         learner.load_state_dict(read_checkpoint(last))
         history.append({**best_of(history), **test(learner, *tests["test"], counts, True)})
     return finish(log, history, s, last, judge, time.time() - begin)
+
+
+def loss_of(method, s, class_freq, num_images):
+    """The method's own loss with its settings, or that of --loss."""
+    if not s["loss"]:
+        return partial(method.loss, **chosen(method.loss, s))
+    return method_of("asl").loss_by_name(s["loss"], class_freq, num_images, s["data"])
 
 
 def unreadable(batch, allowed, known):

@@ -1,6 +1,7 @@
 """How the programs start, report and end: the log, signals, errors in one line."""
 import fcntl
 import json
+import math
 import os
 import signal
 import sys
@@ -25,6 +26,15 @@ def check(s, device):
         raise InputError("--download: run it before, in one process: python data.py --download")
     if s["sync_bn"] and device.type != "cuda":
         raise InputError("--sync-bn is for several GPUs")
+
+
+def check_losses(losses, epoch, s, last):
+    """Refuses to go on with a loss that is not finite. `losses`: of this epoch."""
+    for step, loss in enumerate(losses, 1):
+        if not math.isfinite(loss):
+            raise InputError(f"loss {loss} in epoch {epoch}, step {step}, lr {s['lr']}, amp "
+                             f"{s['amp']}: lower --lr, set --clip-grad, or --amp off; {last} is as "
+                             "the last save left it")
 
 
 class Log:
