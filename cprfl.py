@@ -103,8 +103,9 @@ def own_features(features, count):
                 else torch.load(features, weights_only=True)
         features = torch.as_tensor(features, dtype=torch.float32)
     except Exception as error:  # damaged files raise all kinds
-        raise ValueError(f"text features: no .npy or .pt file ({error!r:.200})") from error
-    if features.ndim != 2 or len(features) != count or not features.isfinite().all():
+        raise ValueError(f"text features {features}: not .npy or .pt ({error!r:.90})") from error
+    if features.ndim != 2 or len(features) != count or not features.numel() \
+            or not features.isfinite().all():
         raise ValueError(f"text features {tuple(features.shape)}: must be finite, ({count}, m)")
     return features
 

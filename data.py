@@ -66,8 +66,7 @@ def load(name, root=None, split="train", *, drop_unlabelled=False, long_tail=0, 
     if 0 < long_tail < 1:
         raise InputError(f"--long-tail {long_tail}: most over least frequent class, at least 1")
     if download:
-        with reading(name, f"put it into {root} by hand, as README says; --download fetches "
-                           f"{', '.join(FETCH)}"):
+        with reading(f"--download, which knows {', '.join(FETCH)}", f"put it into {root} by hand"):
             FETCH[name](Path(root))
 
     data = Dataset(*READERS[name](Path(root or "."), split), upright=name == "csv")
@@ -269,7 +268,8 @@ def main(argv=None):
             rest = data.subset(np.setdiff1d(np.arange(len(data)), lost))
             order = [[(0, i)] for i in range(len(rest))]
             bad += copies(loader(rest, 32, order, workers=os.cpu_count()), rest, split, seen)
-    print(*bad, f"{len(bad)} images missing, unreadable or in doubt", sep="\n")
+    what = "missing, unreadable or in doubt" if args.verify else "missing; --verify decodes them"
+    print(*bad, f"{len(bad)} images {what}", sep="\n")
     return int(bool(bad))
 
 

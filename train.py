@@ -36,14 +36,15 @@ from torch.nn.parallel import DistributedDataParallel
 from torch.optim import SGD, Adam, AdamW, lr_scheduler
 from torch.optim.swa_utils import get_ema_multi_avg_fn
 
-from data import InputError, doubts, loader, mixed, normalize
+from data import InputError, doubts, loader, mixed, normalize, reading
 from eval import metrics
-from lib.checkpoint import compare, fingerprint, read_checkpoint, save
+from lib.checkpoint import compare, fingerprint, progress, read_checkpoint, save
+from lib.checks import check, check_losses, unreadable
 from lib.methods import chosen, method_of
 from lib.order import in_order, shuffled, splits
 from lib.predict import predict
 from lib.processes import everyone, gathered, hardware, process
-from lib.run import SIGNALS, Log, check, check_losses, new_folder, program, stopped
+from lib.run import SIGNALS, Log, new_folder, program, stopped
 from lib.settings import settings_of
 from lib.weights import starting_model
 
@@ -70,11 +71,12 @@ def train(method, s):
 
     # where an interrupted run continues
     done, losses, history = 0, [], []  # steps; losses of this epoch; a line per epoch
-    if s["resume"] and s["out"] and last.is_file():
+    if s["resume"] and last.is_file():
         stored = read_checkpoint(last)
         compare(stored.get("prints"), prints, last)
-        learner.load_state_dict(stored)
-        done, losses, history = stored["step"], stored["losses"], stored["history"]
+        with reading(last, "damaged: start anew, or take a copy"):
+            learner.load_state_dict(stored)
+            done, losses, history = progress(stored, steps)
 
     s["out"] = s["out"] or new_folder(f"runs/{s['model']}-{s['data']}")
     last = Path(s["out"], "last.pt")
@@ -83,10 +85,12 @@ def train(method, s):
     tests = {name: (data, loader(data, s["image_size"], in_order(len(data), s["batch_size"]),
                                  workers=s["workers"])) for name, data in sets.items()}
     log = Log(last.parent, [{"settings": s, "torch": torch.__version__, "device": str(device),
-                             "autocast": str(dtype), "processes": process()[1]}, *history])
+                             "autocast": str(dtype), "processes": process()[1]}, *history],
+              fresh=not s["resume"])
     sizes = ", ".join(f"{len(data)} {name}" for name, data in sets.items())
     log.say(f"{s['model']} on {s['data']}: {sizes} images, {len(train_set.classes)} classes; "
-            f"{process()[1]} x {device}, autocast {dtype}; to {s['out']}, from step {done}")
+            f"{process()[1]} x {device}, autocast {dtype}; to {s['out']}, from step {done}"
+            + " (there is no last.pt yet)" * bool(s["resume"] and not done))
     log.say(*(f"{name}={value}" for name, value in s.items()))
     for text in (text for name, data in sets.items() for text in doubts(data, name)):
         log.say(text)
@@ -131,10 +135,8 @@ def train(method, s):
             state = {**learner.state_dict(), "step": step, "losses": losses, "history": history,
                      "settings": s, "classes": train_set.classes, "counts": counts.tolist(),
                      "prints": prints}
-            names = ["last.pt"]
-            if judge == "val" and of_epoch == steps and history[-1] is best_of(history):
-                names.append("best.pt")
-            for name in names if process()[0] == 0 else ():
+            best = judge == "val" and of_epoch == steps and history[-1] is best_of(history)
+            for name in ["best.pt", "last.pt"][not best:] if process()[0] == 0 else ():
                 save(state, last.with_name(name))
             saved = time.time()
         if stop and step < s["epochs"] * steps:
@@ -155,16 +157,6 @@ def loss_of(method, s, class_freq, num_images):
     if not s["loss"]:
         return partial(method.loss, **chosen(method.loss, s))
     return method_of("asl").loss_by_name(s["loss"], class_freq, num_images, s["data"])
-
-
-def unreadable(batch, allowed, known):
-    """The unreadable images so far, of all processes; more than `allowed` are an error."""
-    pairs = everyone((batch.bad, len(batch.index))) if allowed else [(batch.bad, len(batch.index))]
-    bad = known.union(*(texts for texts, _ in pairs))
-    if len(bad) > allowed or not all(count for _, count in pairs):
-        raise InputError(f"{(batch.bad or sorted(bad))[0]}; --skip-bad N leaves out up to N, not a "
-                         "whole batch of them")
-    return bad
 
 
 class Learner:
@@ -207,6 +199,8 @@ class Learner:
         self.net.train()
         for part in range(parts):
             own = slice(part * rows, part * rows + rows)
+            if world == 1 and not len(batch.index[own]):  # all of it was unreadable
+                continue
             images = normalize(batch.images[own], self.device, self.s["mean"], self.s["std"])
             targets = batch.targets[own].to(self.device, non_blocking=True)
             with self.net.no_sync() if world > 1 and part + 1 < parts else nullcontext():
@@ -275,7 +269,9 @@ def finish(log, history, s, last, judge, seconds):
 def optimizer_and_schedule(groups, s, steps):
     """torch's own, stepped once per iteration. `steps`: per epoch."""
     kind = {"sgd": partial(SGD, momentum=0.9), "adam": Adam, "adamw": AdamW}[s["optimizer"]]
-    optimizer = kind(groups, fused=groups[0]["params"][0].device.type in ("cuda", "cpu"))
+    fused = {} if s["optimizer"] == "sgd" else {  # torch's fused SGD keeps an unset momentum where
+        "fused": groups[0]["params"][0].device.type in ("cuda", "cpu")}  # fp16 skips the first step
+    optimizer = kind(groups, **fused)
     total = (s["schedule_epochs"] or s["epochs"]) * steps
     if s["schedule"] == "onecycle":
         rise = s["pct_start"]

@@ -1,6 +1,7 @@
 """Checkpoints: written whole, read without executing anything, and compared with the data."""
 import hashlib
 import os
+import pickle
 
 import numpy as np
 import torch
@@ -29,6 +30,9 @@ def read_file(path):
     try:
         with torch.serialization.safe_globals(allowed):
             return torch.load(path, map_location="cpu", weights_only=True)
+    except pickle.UnpicklingError as error:  # whose text advises to execute what the file says
+        raise InputError(f"{path}: no readable checkpoint: it is damaged, or holds more than "
+                         "tensors and numbers") from error
     except Exception as error:  # torch raises all kinds on damaged files
         raise InputError(f"{path}: no readable checkpoint ({one_line(error)}); "
                          "train.py writes OUT/last.pt after each epoch") from error
@@ -44,7 +48,20 @@ def read_checkpoint(path):
         if not isinstance(checkpoint.get(name), kind):
             raise InputError(f"{path}: damaged: its {name!r} is missing or of another kind; train "
                              "again, or take a copy")
+    count = checkpoint.get("counts")
+    if count is not None and (not isinstance(count, list) or len(count) != len(
+            checkpoint["classes"]) or not all(type(n) is int for n in count)):
+        raise InputError(f"{path}: damaged: its 'counts' are not a number per class")
     return checkpoint
+
+
+def progress(stored, steps):
+    """Steps done, the losses of the unfinished epoch, and the history of a checkpoint."""
+    done, losses, history = stored["step"], [*map(float, stored["losses"])], stored["history"]
+    if type(done) is not int or done < 0 or len(history) != done // steps or not all(
+            isinstance(line["mAP"], float | None) for line in history):
+        raise ValueError(f"step {done}, {len(history)} epochs of {steps} steps")
+    return done, losses, history
 
 
 def fingerprint(data, root):
@@ -60,6 +77,7 @@ def compare(stored, prints, last):
     if stored is None:
         raise InputError(f"{last} is of an older version: it evaluates, but it can't be resumed")
     for split, now in prints.items():
-        if changed := [what for what, value in now.items() if stored[split][what] != value]:
+        before = stored.get(split, {}) if isinstance(stored, dict) else {}
+        if changed := [what for what, value in now.items() if before.get(what) != value]:
             raise InputError(f"{last}: the {split} split has changed since ({', '.join(changed)}): "
                              "restore the data, or start anew with another --out")

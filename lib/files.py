@@ -26,7 +26,12 @@ def images_in(paths):
             for file in (os.path.join(folder, name) for name in sorted(names)):
                 if file.lower().endswith(SUFFIXES):
                     found.setdefault(os.path.realpath(file), file)
-    return [*found.values()]
+    for path in found.values():
+        with reading(repr(path), "file names must be UTF-8: rename it"):
+            os.fspath(path).encode()
+    if not found:
+        raise InputError(f"no images in {', '.join(map(str, paths))}")
+    return [*map(os.fspath, found.values())]
 
 
 def try_outputs(args):
@@ -78,8 +83,13 @@ def read_scores(path):
     with reading(path, "needs scores (N, K) in [0, 1], targets (N, K) of 1, 0, -1, classes (K,)"), \
             np.load(path) as file:
         scores, targets = file["scores"], file["targets"]
-        classes, counts = file["classes"].astype(str).tolist(), file.get("counts")
+        classes, counts = [*map(str, file["classes"])], file.get("counts")
         paths = file.get("paths", np.arange(len(scores)).astype(str))
+        if scores.dtype.kind not in "fiu" or file["classes"].ndim != 1 or paths.ndim != 1 \
+                or len(set(classes)) < len(classes) or counts is not None and not (
+                    counts.dtype.kind in "fiu" and (counts >= 0).all()):
+            raise ValueError("scores or counts that are no numbers, paths that are no list, or "
+                             "classes that are no list of different names")
         if not scores.shape == targets.shape == (len(paths), len(classes)) or not scores.size \
                 or counts is not None and counts.shape != (len(classes),):
             raise ValueError(f"scores {scores.shape}, targets {targets.shape}, {len(classes)} "
@@ -92,8 +102,8 @@ def read_scores(path):
 def write_scores(path, scores, data, counts):
     """--scores"""
     more = {} if counts is None else {"counts": counts}
-    with reading(path, "make room, or choose another place to write to"):
-        np.savez_compressed(path, scores=scores, targets=data.targets, **more,
+    with reading(path, "make room, or choose another place to write to"), open(path, "wb") as file:
+        np.savez_compressed(file, scores=scores, targets=data.targets, **more,
                             classes=np.array(data.classes), paths=np.array([*data.paths], str))
 
 

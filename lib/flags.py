@@ -8,7 +8,7 @@ CONFLICTS = {  # a flag -> flags that it would ignore
     "predict": ("data", "root", "split", "limit", "skip_bad", "ap", "out", "scores", "pointing",
                 "voc_server"),
     "voc_server": ("out", "split", "ap", "pointing", "threshold", "tune_threshold"),
-    "heatmaps": ("pointing",)}
+    "heatmaps": ("pointing",), "tune_threshold": ("threshold",)}
 NEEDS = {"each_head": "heatmaps", "json": "predict", "per_class": "tune_threshold"}
 
 
@@ -32,6 +32,8 @@ def check_flags(parser, args, rest):
         if name in given and (both := [typed[other] for other in ignored if other in given
                                        and other not in needed]):
             parser.error(f"{typed[name]} ignores {', '.join(both)}: leave it out")
+    if {"image_size", "sizes"} <= {*given} and not args.official:
+        parser.error("--sizes replaces --image-size: leave one out")
     for name, other in NEEDS.items():
         if name in given and other not in given:
             parser.error(f"{typed[name]} goes with {typed[other]}")

@@ -36,7 +36,7 @@ def build_model(method, settings, classes):
     """`method.build` with its settings; one blank image shows whether the size suits the model."""
     try:
         model = method.build(classes, **chosen(method.build, settings))
-        with torch.inference_mode():
+        with torch.no_grad():
             model.eval()(torch.zeros(1, 3, settings["image_size"], settings["image_size"]))
         return model.train()
     except Exception as error:  # timm, open_clip and decoders raise all kinds

@@ -12,7 +12,7 @@ from lib.checkpoint import read_checkpoint, read_file
 from lib.methods import build_model, method_of, remote
 from lib.order import in_order, sample
 from lib.processes import everyone, hardware, process
-from lib.settings import settings_of
+from lib.settings import checked, settings_of
 from sets import NAMES
 
 
@@ -67,9 +67,11 @@ def at_size(model, size):
     """A copy for images of this size. ViT and Swin resample their position embeddings, always from
     the trained ones; a ResNet takes any size."""
     model = copy.deepcopy(model)
-    if hasattr(getattr(model, "backbone", None), "set_input_size"):
-        with reading(f"--image-size {size}", "choose a multiple of the backbone's patches"):
+    with reading(f"image size {size}", "choose a multiple of the backbone's patches"), \
+            torch.no_grad():
+        if hasattr(getattr(model, "backbone", None), "set_input_size"):
             model.backbone.set_input_size((size, size))
+        model.eval()(torch.zeros(1, 3, size, size))
     return model
 
 
@@ -118,7 +120,7 @@ def open_checkpoint(path, *flags):
     """The model, its class names, and the transform of a Pillow image to (3, size, size). For a
     released checkpoint, `flags` are those of train.py: "--model", "q2l", "--data", "coco2014"."""
     checkpoint = read_official(path, [*flags], None, "test") if flags else read_checkpoint(path)
-    s = checkpoint["settings"]
+    s = checked(checkpoint["settings"], path)
     use_ema = checkpoint["ema"] and s.get("report", "ema") == "ema"
     model = open_model(checkpoint, checkpoint["ema" if use_ema else "model"], path)
     resize = transform(s["image_size"])
@@ -136,7 +138,9 @@ class Scorer:
         self.file, self.args = args.checkpoint or args.official, args
         self.checkpoint = checkpoint = read_official(self.file, flags, args.root, args.split) \
             if args.official else read_checkpoint(self.file)
-        settings = self.settings = checkpoint["settings"]
+        settings = self.settings = checked(checkpoint["settings"], self.file)
+        if args.backbone and not args.official and args.backbone != settings["backbone"]:
+            raise InputError(f"--backbone {args.backbone}: {self.file} has {settings['backbone']}")
         with reading(self.file, "not a checkpoint that train.py has written"):
             remote(settings["backbone"], args.official or args.backbone, self.file)
             weights = args.weights or settings.get("report", "ema")

@@ -1,7 +1,6 @@
 """How the programs start, report and end: the log, signals, errors in one line."""
 import fcntl
 import json
-import math
 import os
 import signal
 import sys
@@ -16,31 +15,10 @@ from data import InputError, reading
 from lib.processes import process
 
 
-def check(s, device):
-    """Refuses settings that this machine cannot run."""
-    world = process()[1]
-    if s["batch_size"] % (world * s["accumulate"]):
-        raise InputError(f"--batch-size {s['batch_size']} must be a multiple of {world} processes "
-                         f"times --accumulate {s['accumulate']}")
-    if world > 1 and s["download"]:
-        raise InputError("--download: run it before, in one process: python data.py --download")
-    if s["sync_bn"] and device.type != "cuda":
-        raise InputError("--sync-bn is for several GPUs")
-
-
-def check_losses(losses, epoch, s, last):
-    """Refuses to go on with a loss that is not finite. `losses`: of this epoch."""
-    for step, loss in enumerate(losses, 1):
-        if not math.isfinite(loss):
-            raise InputError(f"loss {loss} in epoch {epoch}, step {step}, lr {s['lr']}, amp "
-                             f"{s['amp']}: lower --lr, set --clip-grad, or --amp off; {last} is as "
-                             "the last save left it")
-
-
 class Log:
     """OUT/log.jsonl: one JSON line for programs; `say`: one line for people. Of rank 0."""
 
-    def __init__(self, out, record):
+    def __init__(self, out, record, fresh=False):
         self.on = process()[0] == 0
         with reading(out, "choose another --out"):
             if self.on:
@@ -52,6 +30,9 @@ class Log:
             except OSError as error:
                 raise InputError(f"{out}: another run is writing there ({error}): wait for it, "
                                  "stop it, or choose another --out") from error
+            if fresh and (out / "last.pt").exists():  # of a run that ended in the meantime
+                raise InputError(f"{out / 'last.pt'} is there: --resume continues it, --out starts "
+                                 "elsewhere")
             self.file.truncate(0)
         for line in record:
             self.write(line)

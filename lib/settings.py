@@ -9,7 +9,7 @@ from pathlib import Path
 
 import timm
 
-from data import InputError
+from data import InputError, reading
 from lib.checkpoint import read_checkpoint
 from lib.methods import METHODS, method_of, remote
 from sets import READERS
@@ -33,7 +33,7 @@ SETTINGS = {  # name: (default, allowed: choices or [from, below), help)
     "schedule": ("onecycle", ["step", "onecycle", "cosine"], "of the learning rate"),
     "pct_start": (0.2, (0, 1), "onecycle: the share of steps in which the learning rate rises"),
     "decay_epochs": (1, SOME, "step: times 0.1 every so many epochs"),
-    "warmup_epochs": (0.0, ANY, "step and cosine: epochs of linear warm-up"),
+    "warmup_epochs": (0.0, (0, 10 ** 6), "step and cosine: epochs of linear warm-up"),
     "epochs": (30, SOME, "when training ends; given alone, the schedule ends there, too"),
     "schedule_epochs": (0, ANY, "the length of a schedule that training cuts short; 0: epochs"),
     "batch_size": (16, SOME, "images per step, over all processes and micro-batches"),
@@ -59,6 +59,7 @@ SETTINGS = {  # name: (default, allowed: choices or [from, below), help)
     "download": (False, None, "fetch the data into ROOT")}
 FREE = ("resume", "workers", "root", "out", "compile", "download", "save_every", "skip_bad")
 LONGER = "step"  # the schedule that does not depend on the number of epochs
+USED = {"pct_start": ["onecycle"], "decay_epochs": ["step"], "warmup_epochs": ["step", "cosine"]}
 
 
 def flag_type(default, allowed):
@@ -72,7 +73,7 @@ def flag_type(default, allowed):
         if isinstance(allowed, tuple) and not allowed[0] <= value < allowed[1]:
             raise argparse.ArgumentTypeError(f"{text}: must be in [{allowed[0]}, {allowed[1]})")
         return value
-    parse.__name__ = "value"  # argparse prints it
+    parse.__name__ = type(default).__name__  # argparse prints it
     return parse
 
 
@@ -99,9 +100,29 @@ class Parser(argparse.ArgumentParser):
 def keywords(function):
     """The keyword arguments of `build` or `loss` that become flags: name -> a row as in
     SETTINGS."""
-    return {p.name: (p.default, None, f"of the method's {function.__name__}")
+    return {p.name: (p.default, ANY if type(p.default) in (int, float) else None,
+                     f"of the method's {function.__name__}")
             for p in inspect.signature(function).parameters.values()
             if p.default is not p.empty and p.name != "reduction"}
+
+
+def checked(settings, path):
+    """The settings of a checkpoint. Those that are newer than it get their default."""
+    with reading(path, "damaged: train again, or take a copy"):
+        settings = {name: row[0] for name, row in SETTINGS.items()} | settings
+        for name, (default, allowed, _) in SETTINGS.items():
+            value, kind = settings[name], type(default)
+            fits = isinstance(value, (int, float) if kind is float else kind) or (
+                value is None and name in ("root", "out"))  # as older checkpoints have it
+            if fits and isinstance(allowed, tuple):
+                fits = allowed[0] <= value < allowed[1]
+            elif fits and allowed and value:
+                fits = value in allowed
+            if name in ("mean", "std"):
+                fits = fits and len(value) == 3 and all(map(math.isfinite, value))
+            if not fits:
+                raise ValueError(f"its setting {name} is {value!r}")
+    return settings
 
 
 def settings_of(argv):
@@ -135,7 +156,7 @@ def settings_of(argv):
 
     last = Path(flags.get("out", ""), "last.pt")
     if flags.get("resume") and last.is_file():
-        settings |= read_checkpoint(last)["settings"]  # a flag that is newer keeps its default
+        settings |= checked(read_checkpoint(last)["settings"], last)
         changed = [name for name, value in flags.items()
                    if settings[name] != value and name not in FREE]
         if changed == ["epochs"] and flags["epochs"] > settings["epochs"]:
@@ -156,7 +177,15 @@ def settings_of(argv):
     if settings["root"]:  # a checkpoint is also used from other folders
         settings["root"] = os.path.abspath(settings["root"])
 
-    if not len(settings["mean"]) == len(settings["std"]) == 3 or 0 in settings["std"]:
+    if flags.get("resume") and not settings["out"]:
+        parser.error("--resume needs --out, the folder of the run to continue")
+    for name, schedules in USED.items():
+        if name in flags and settings["schedule"] not in schedules:
+            parser.error(f"--{name.replace('_', '-')} is for --schedule {' or '.join(schedules)}")
+    if flags.get("report") == "ema" and not settings["ema"]:
+        parser.error("--report ema: there is no average without --ema DECAY")
+    if not len(settings["mean"]) == len(settings["std"]) == 3 or 0 in settings["std"] or not all(
+            map(math.isfinite, (*settings["mean"], *settings["std"]))):
         parser.error("--mean, --std: three numbers each, r,g,b; none of --std is 0")
     if 0 < settings["schedule_epochs"] < settings["epochs"]:
         parser.error(f"--epochs {settings['epochs']}: the schedule ends after "

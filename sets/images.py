@@ -24,7 +24,10 @@ def read_image(path, upright=False):
         image = decode(file, upright)
         if not box:
             return image
-        x, y, w, h = map(int, box.split(","))
+        try:
+            x, y, w, h = map(int, box.split(","))
+        except ValueError:
+            raise ValueError(f"its box {box!r} is not x,y,w,h in pixels") from None
         image = image[:, max(y, 0):max(y + h, 0), max(x, 0):max(x + w, 0)]
         if not image.numel():
             raise ValueError(f"its box {box} lies outside the image")

@@ -20,8 +20,9 @@ def read_file(file):
     with reading(file, CSV), open(file, newline="", encoding="utf-8-sig") as lines:
         reader = csv.reader(lines, strict=True)
         header = [name.strip() for name in next((row for row in reader if row), [])]
-        if "image" not in header or len(set(header)) < max(len(header), 2):
-            raise ValueError(f"row 1: {header[:8]}: no `image`, no label columns, or a name twice")
+        if "image" not in header or "" in header or len(set(header)) < max(len(header), 2):
+            raise ValueError(f"row 1: {header[:8]}: no `image`, no label columns, a name twice, or "
+                             "an empty one")
         at, numbers, rows, images = header.index("image"), [], [], []
         header.pop(at)
         for row in filter(None, reader):

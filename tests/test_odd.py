@@ -357,3 +357,97 @@ def test_a_relative_root_works_from_elsewhere(tmp_path, monkeypatch):
     monkeypatch.chdir(tmp_path)
     flags[flags.index("--root") + 1] = "."
     assert settings_of(flags)[1]["root"] == str(tmp_path)
+
+
+def test_fp16_with_sgd_keeps_its_momentum(tmp_path):
+    """Its scaler skips the first step; torch's fused SGD would then keep an unset momentum."""
+    train.main([*own(tmp_path), "--amp", "fp16", "--optimizer", "sgd", "--epochs", "3", "--out",
+                str(tmp_path / "run")])
+    state = torch.load(tmp_path / "run/last.pt")
+    assert all(x.isfinite().all() for x in state["model"].values())
+    groups = [{"params": [torch.nn.Parameter(torch.ones(1))], "lr": 0.1}]
+    s = {name: row[0] for name, row in SETTINGS.items()}
+    for name in ("sgd", "adam", "adamw"):
+        optimizer, _ = train.optimizer_and_schedule(groups, s | {"optimizer": name}, 5)
+        assert bool(optimizer.defaults["fused"]) == (name != "sgd")
+
+
+def test_a_run_does_not_overwrite_one_that_ended_meanwhile(tmp_path):
+    (tmp_path / "log.jsonl").write_text('{"mAP": 1}\n')
+    (tmp_path / "last.pt").write_bytes(b"")
+    with pytest.raises(InputError, match="last.pt is there"):
+        Log(tmp_path, [], fresh=True)
+    assert (tmp_path / "log.jsonl").read_text() == '{"mAP": 1}\n'
+
+
+@pytest.mark.parametrize("flags, message", [
+    (["--resume"], "--resume needs --out"), (["--report", "ema"], "--ema DECAY"),
+    (["--warmup-epochs", "3", "--schedule", "onecycle"], "--warmup-epochs is for"),
+    (["--decay-epochs", "3", "--schedule", "cosine"], "--decay-epochs is for --schedule step"),
+    (["--pct-start", "0.4", "--schedule", "step"], "--pct-start is for"), (["--lam", "nan"], "--lam"),
+    (["--lam", "-1"], "--lam"), (["--std", "inf,1,1"], "--std"), (["--mean", "nan,0,0"], "--mean"),
+    (["--warmup-epochs", "1e308", "--schedule", "step"], "--warmup-epochs"),
+    (["--seed", "1e3"], "invalid int value")])
+def test_flags_of_training_that_mean_nothing(flags, message, tmp_path, capsys):
+    with pytest.raises(SystemExit):
+        settings_of([*own(tmp_path), *flags])
+    assert message in capsys.readouterr().err
+
+
+@pytest.mark.parametrize("flags, message", [
+    (["--image-size", "32", "--sizes", "64"], "leave one out"),
+    (["--tune-threshold", "train", "--threshold", "0.9"], "ignores --threshold")])
+def test_more_flags_that_would_be_ignored(flags, message, trained, capsys):
+    with pytest.raises(SystemExit):
+        evaluation.main(["--checkpoint", str(trained / "run/last.pt"), *flags])
+    assert message in capsys.readouterr().err
+
+
+def test_odd_sizes_and_backbones_in_the_evaluation(tmp_path, trained):
+    train.main([*own(tmp_path), "--epochs", "1", "--backbone", "test_vit", "--out",
+                str(tmp_path / "run")])
+    with pytest.raises(InputError, match="image size 100.*multiple of the backbone's patches"):
+        evaluation.main(["--checkpoint", str(tmp_path / "run/last.pt"), "--sizes", "100"])
+    with pytest.raises(InputError, match="resnet18.*has test_resnet"):
+        evaluation.main(["--checkpoint", str(trained / "run/last.pt"), "--backbone", "resnet18"])
+
+
+def test_scores_keep_their_name(trained, tmp_path):
+    evaluation.main(["--checkpoint", str(trained / "run/last.pt"), "--workers", "0", "--scores",
+                     str(tmp_path / "sc.txt")])
+    assert len(files.read_scores(tmp_path / "sc.txt")[0]) == 16
+    with pytest.raises(InputError, match="/dev/full.*No space"):
+        evaluation.main(["--checkpoint", str(trained / "run/last.pt"), "--workers", "0", "--scores",
+                         "/dev/full"])
+
+
+DAMAGE = {  # key or settings key -> damaged values; `del`: removed
+    "step": ("x", -1, 99, "del"), "losses": ("del", "x"), "history": ("x", [], "del"),
+    "optimizer": ([], {}, "del"), "scheduler": (None, "del"), "model": ({}, {"a": "x"}),
+    "prints": ({}, "x"), "counts": ("ab", [1], "del"), "scaler": ("del",),
+    "settings.backbone": (5, None, "del"), "settings.std": (None, (0, 0), "x"), "settings.amp": ("y",),
+    "settings.batch_size": (0, "8", -1), "settings.epochs": ("x",), "settings.seed": (None,),
+    "settings.optimizer": ("x",), "settings.lr": ("a",), "settings.augment": (5,),
+    "settings.long_tail": ("x",), "settings.drop_unlabelled": ("x",), "settings.workers": ("x",)}
+
+
+@pytest.mark.parametrize("name, value", [(name, value) for name in DAMAGE for value in DAMAGE[name]])
+def test_damaged_checkpoints_are_one_line(name, value, trained, tmp_path):
+    state = torch.load(trained / "run/last.pt")
+    part, key = (state["settings"], name.split(".")[1]) if "." in name else (state, name)
+    if isinstance(value, str) and value == "del":
+        del part[key]
+    else:
+        part[key] = value
+    (tmp_path / "run").mkdir()
+    torch.save(state, tmp_path / "run/last.pt")
+    flags = ["--model", "csra", "--resume", "--out", str(tmp_path / "run"), "--root", str(trained)]
+    try:
+        train.main(flags)
+        assert name in ("counts", "settings.backbone")  # not used, or a default
+    except SystemExit as stop:
+        assert str(stop.code).startswith("error: ") and len(str(stop.code)) < 2000
+    try:
+        evaluation.main(["--checkpoint", str(tmp_path / "run/last.pt"), "--workers", "0"])
+    except InputError as error:
+        assert "last.pt" in str(error)
