@@ -16,7 +16,7 @@ from pathlib import Path
 
 import numpy as np
 
-from data import Dataset, InputError, doubts
+from data import Dataset, InputError
 from lib import files, maps
 from lib.flags import at_least, check_flags
 from lib.predict import Scorer
@@ -24,6 +24,7 @@ from lib.processes import process
 from lib.run import program
 from lib.settings import Parser
 from sets import BOXES, READERS
+from sets.doubts import doubts
 
 KINDS = ("all-points", "envelope", "11-point")
 

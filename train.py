@@ -36,7 +36,7 @@ from torch.nn.parallel import DistributedDataParallel
 from torch.optim import SGD, Adam, AdamW, lr_scheduler
 from torch.optim.swa_utils import get_ema_multi_avg_fn
 
-from data import InputError, doubts, loader, mixed, normalize, reading
+from data import InputError, loader, mixed, normalize, reading
 from eval import metrics
 from lib.checkpoint import compare, fingerprint, progress, read_checkpoint, save
 from lib.checks import check, check_losses, unreadable
@@ -47,6 +47,7 @@ from lib.processes import everyone, gathered, hardware, process
 from lib.run import SIGNALS, Log, new_folder, program, stopped
 from lib.settings import settings_of
 from lib.weights import starting_model
+from sets.doubts import doubts
 
 SHOWN = ("mAP", "head", "medium", "tail", "CF1", "OF1")  # after each epoch
 

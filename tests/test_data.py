@@ -78,7 +78,7 @@ def test_load_errors(tmp_path):
                                (("coco2014", tmp_path), "images.cocodataset.org")):
         with pytest.raises(InputError, match=message):
             load(*arguments)
-    with pytest.raises(InputError, match="README"):
+    with pytest.raises(InputError, match="--download, which knows voc2007.*by hand"):
         load("coco2014", tmp_path, download=True)
 
 

@@ -111,6 +111,16 @@ def test_each_operation_at_each_magnitude(name):
             assert (apart <= 1.01).mean() > (0.99 if name == "Rotate" else 0.999), (i, sign)
 
 
+def test_shear_is_pillows():
+    image = Image.fromarray(X.repeat(3, 0).repeat(2, 1))
+    for value in (0.3, 0.1, -0.2, -1 / 30):
+        for axis, matrix in ((0, (1, value, 0, 0, 1, 0)), (1, (1, 0, 0, value, 1, 0))):
+            plain = image.transform(image.size, Image.AFFINE, matrix, Image.BICUBIC,
+                                    fillcolor=(128, 128, 128))
+            apart = abs(np.asarray(data.shear(image, value, axis)).astype(int) - np.asarray(plain))
+            assert apart.max() <= 1 and apart.mean() < 1e-2  # float32 rounds otherwise
+
+
 def test_cutout_is_a_gray_square_with_its_center_in_the_image():
     for i in range(1, 10):
         side = round(20 * i / 9)
