@@ -97,11 +97,11 @@ class Parser(argparse.ArgumentParser):
         self.exit(2, f"{self.prog}: error: {message} (--help lists the flags)\n")
 
 
-def keywords(function):
+def keywords(function, what):
     """The keyword arguments of `build` or `loss` that become flags: name -> a row as in
     SETTINGS."""
     return {p.name: (p.default, ANY if type(p.default) in (int, float) else None,
-                     f"of the method's {function.__name__}")
+                     f"of the {what}: see its file")
             for p in inspect.signature(function).parameters.values()
             if p.default is not p.empty and p.name != "reduction"}
 
@@ -140,9 +140,9 @@ def settings_of(argv):
         print(f"{model} has no recipe for {data}: using the one for csv", file=sys.stderr)
     recipe = method.RECIPES.get(data, method.RECIPES.get("csv", {}))
 
-    of_loss = keywords(method.loss)
+    of_loss = keywords(method.loss, "loss")
     table = {"model": (model, METHODS, "the method"), "data": (data, [*READERS], "the data set"),
-             **SETTINGS, **keywords(method.build), **of_loss}
+             **SETTINGS, **keywords(method.build, "model"), **of_loss}
     settings = {name: row[0] for name, row in table.items()} | recipe
     parser = Parser(description=method.__doc__.split("\n")[0], allow_abbrev=False,
                     argument_default=argparse.SUPPRESS)
