@@ -155,7 +155,8 @@ def settings_of(argv):
     flags = vars(parser.parse_args(argv))
 
     last = Path(flags.get("out", ""), "last.pt")
-    if flags.get("resume") and last.is_file():
+    resumed = flags.get("resume") and last.is_file()
+    if resumed:
         settings |= checked(read_checkpoint(last)["settings"], last)
         changed = [name for name, value in flags.items()
                    if settings[name] != value and name not in FREE]
@@ -172,7 +173,7 @@ def settings_of(argv):
         settings["schedule_epochs"] = 0  # else a short run might end while the learning rate rises
     settings |= flags
     inputs = timm.get_pretrained_cfg(settings["backbone"])  # your own images: as it was trained
-    if data == "csv" and inputs and not flags.keys() & {"mean", "std", "resume"}:
+    if data == "csv" and inputs and not resumed and not flags.keys() & {"mean", "std"}:
         settings |= {"mean": tuple(inputs.mean), "std": tuple(inputs.std)}
     if settings["root"]:  # a checkpoint is also used from other folders
         settings["root"] = os.path.abspath(settings["root"])

@@ -59,8 +59,8 @@ def test_resume_goes_on_bit_for_bit(tmp_path, model, ema, monkeypatch):
     monkeypatch.undo()
     with pytest.raises(SystemExit, match="--resume"):
         train.main([*argv, str(tmp_path / "cut")])
-    with pytest.raises(SystemExit, match="epochs"):
-        train.main([*argv, str(tmp_path / "cut"), "--resume", "--epochs", "9"])
+    with pytest.raises(SystemExit, match="other settings for lr"):
+        train.main([*argv, str(tmp_path / "cut"), "--resume", "--lr", "9"])
     train.main(["--model", model, "--resume", "--out", str(tmp_path / "cut")])
     states = [torch.load(tmp_path / name / "last.pt") for name in ("whole", "cut")]
     for part in ("model", "ema") if ema else ("model",):
