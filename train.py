@@ -84,7 +84,8 @@ def train(method, s):
     order = shuffled(len(train_set), s["batch_size"], s["epochs"], s["seed"], done)
     batches = loader(train_set, s["image_size"], order, s["augment"], s["seed"], s["workers"])
     tests = {name: (data, loader(data, s["image_size"], in_order(len(data), s["batch_size"]),
-                                 workers=s["workers"])) for name, data in sets.items()}
+                                 workers=s["workers"]))
+             for name, data in sets.items() if name != "train"}
     log = Log(last.parent, [{"settings": s, "torch": torch.__version__, "device": str(device),
                              "autocast": str(dtype), "processes": process()[1]}, *history],
               fresh=not s["resume"])
@@ -176,6 +177,9 @@ class Learner:
         self.optimizer, self.scheduler = optimizer_and_schedule(groups, s, steps)
         self.scaler = torch.amp.GradScaler(device.type, enabled=dtype is torch.float16)
         self.average = copy.deepcopy(self.model).requires_grad_(False) if s["ema"] else None
+        if self.average:  # tensors of both, in lists: they stay the same ones
+            pairs = zip(self.average.state_dict().values(), self.model.state_dict().values())
+            self.pairs = [*zip(*(pair for pair in pairs if pair[0].is_floating_point()))]
         if s["compile"]:
             self.model.compile()
         self.net = DistributedDataParallel(self.model) if process()[1] > 1 else self.model
@@ -223,10 +227,7 @@ class Learner:
         self.scheduler.step()
         if self.average:  # the warm-up: else a short run's average would be of its first weights
             decay = min(self.s["ema"], step / (step + 9))  # (1 + n) / (10 + n) after n updates
-            pairs = [pair for pair in zip(self.average.state_dict().values(),
-                                          self.model.state_dict().values())
-                     if pair[0].is_floating_point()]
-            get_ema_multi_avg_fn(decay)(*zip(*pairs), None)
+            get_ema_multi_avg_fn(decay)(*self.pairs, None)
 
 
 def test(learner, data, batches, counts, final):

@@ -116,13 +116,19 @@ def open_model(checkpoint, state, path):
     return model
 
 
+def weights_of(checkpoint, wanted):
+    """The name and the state of the weights that are wanted: ema, where there is one, or raw."""
+    ema = wanted == "ema" and checkpoint["ema"]
+    return ("ema", checkpoint["ema"]) if ema else ("raw", checkpoint["model"])
+
+
 def open_checkpoint(path, *flags):
     """The model, its class names, and the transform of a Pillow image to (3, size, size). For a
     released checkpoint, `flags` are those of train.py: "--model", "q2l", "--data", "coco2014"."""
     checkpoint = read_official(path, [*flags], None, "test") if flags else read_checkpoint(path)
     s = checked(checkpoint["settings"], path)
-    use_ema = checkpoint["ema"] and s.get("report", "ema") == "ema"
-    model = open_model(checkpoint, checkpoint["ema" if use_ema else "model"], path)
+    remote(s["backbone"], flags, path)
+    model = open_model(checkpoint, weights_of(checkpoint, s["report"])[1], path)
     resize = transform(s["image_size"])
 
     def prepare(image):
@@ -143,11 +149,9 @@ class Scorer:
             raise InputError(f"--backbone {args.backbone}: {self.file} has {settings['backbone']}")
         with reading(self.file, "not a checkpoint that train.py has written"):
             remote(settings["backbone"], args.official or args.backbone, self.file)
-            weights = args.weights or settings.get("report", "ema")
             if args.weights == "ema" and not checkpoint["ema"]:
                 raise InputError(f"{self.file} has no EMA weights: --weights raw")
-            self.weights = "ema" if checkpoint["ema"] and weights == "ema" else "raw"
-            self.state = checkpoint["ema" if self.weights == "ema" else "model"]
+            self.weights, self.state = weights_of(checkpoint, args.weights or settings["report"])
             self.classes, self.counts = checkpoint["classes"], checkpoint["counts"]
             self.data, self.root = args.data or settings["data"], args.root or settings["root"]
             self.sizes = args.sizes or [settings["image_size"]]
