@@ -165,11 +165,13 @@ loss = asymmetric_loss  # the defaults are the paper's
 REDUCTION = "sum"  # of `loss` over the batch
 
 
-def param_groups(model, lr, weight_decay):
-    """No weight decay on one-dimensional parameters (biases, norms), as released."""
-    params = [*model.parameters()]
-    return [{"params": [p for p in params if p.ndim > 1], "lr": lr, "weight_decay": weight_decay},
-            {"params": [p for p in params if p.ndim <= 1], "lr": lr, "weight_decay": 0.0}]
+def param_groups(model, lr, weight_decay, head_lr=1.0):
+    """No weight decay on one-dimensional parameters (biases, norms), as released. The learning rate
+    of the classifier is `head_lr` x `lr`."""
+    return [{"params": [p for p in part.parameters() if (p.ndim > 1) == decays],
+             "lr": lr * times, "weight_decay": weight_decay * decays}
+            for part, times in ((model.backbone, 1), (model.head, head_lr))
+            for decays in (True, False)]
 
 
 def from_official(state):

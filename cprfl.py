@@ -246,11 +246,14 @@ def loss(logits, targets, gamma_pos=0.0, gamma_neg=4.0, margin=0.05, eps=1e-8):
     return -(weight * truth.clamp(min=eps).log()).sum() / known.sum().clamp(min=1)  # Eq. 7
 
 
-def param_groups(model, lr, weight_decay):
-    """As released: one learning rate, no weight decay on one-dimensional parameters."""
-    params = [p for p in model.parameters() if p.requires_grad]
-    return [{"params": [p for p in params if p.ndim > 1], "lr": lr, "weight_decay": weight_decay},
-            {"params": [p for p in params if p.ndim <= 1], "lr": lr, "weight_decay": 0.0}]
+def param_groups(model, lr, weight_decay, head_lr=1.0):
+    """As released: one learning rate, no weight decay on one-dimensional parameters. Another
+    `head_lr` gives all but the backbone `head_lr` x `lr`."""
+    params = [(name.startswith("backbone."), p.ndim > 1, p)
+              for name, p in model.named_parameters() if p.requires_grad]
+    return [{"params": [p for old, wide, p in params if (old, wide) == (of_backbone, decays)],
+             "lr": lr * times, "weight_decay": weight_decay * decays}
+            for of_backbone, times in ((True, 1), (False, head_lr)) for decays in (True, False)]
 
 
 def from_official(state):

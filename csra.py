@@ -124,11 +124,11 @@ def loss(logits, targets):
     return (bce * known).sum() / known.sum().clamp(min=1)
 
 
-def param_groups(model, lr, weight_decay):
-    """As released: learning rate `lr` for the backbone, 10 x `lr` for the classifier; weight decay
-    on all parameters."""
+def param_groups(model, lr, weight_decay, head_lr=10.0):
+    """As released: learning rate `lr` for the backbone, `head_lr` x `lr` for the classifier; weight
+    decay on all parameters."""
     return [{"params": [*model.backbone.parameters()], "lr": lr, "weight_decay": weight_decay},
-            {"params": [*model.head.parameters()], "lr": 10 * lr, "weight_decay": weight_decay}]
+            {"params": [*model.head.parameters()], "lr": head_lr * lr, "weight_decay": weight_decay}]
 
 
 def from_official(state):

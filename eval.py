@@ -254,7 +254,8 @@ def main(argv=None):
             if scorer.data not in BOXES:
                 raise InputError(f"{scorer.data} has no boxes: {', '.join(BOXES)} have")
             found = BOXES[scorer.data](Path(scorer.root or "."), args.split, paths=data.paths)
-            extra = maps.pointing(scorer.maps(data), found, scorer.map_offset(), data.targets)
+            extra = maps.pointing(scorer.maps(data), found, scorer.map_offset(), data.targets,
+                                  scorer.columns)
         title = (f"{scorer.settings['model']} on {scorer.data} {args.split}: {len(scores)} images, "
                  f"{'released' if args.official else scorer.weights} weights, image size "
                  f"{'+'.join(map(str, scorer.sizes))}{' and mirrored' * args.flip}"

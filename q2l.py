@@ -216,12 +216,15 @@ def loss(logits, targets, gamma_pos=0.0, gamma_neg=2.0, eps=1e-5):
     return -(weight * truth.clamp(min=eps).log()).sum() / logits.numel() * 1000  # Eq. 5
 
 
-def param_groups(model, lr, weight_decay):
-    """As released: one learning rate, weight decay on all parameters that are not frozen."""
+def param_groups(model, lr, weight_decay, head_lr=1.0):
+    """As released: one learning rate, weight decay on all parameters that are not frozen. Another
+    `head_lr` gives the Transformer `head_lr` x `lr`."""
     if model.random_frozen:
         warnings.warn("stem, layer1 and frozen BatchNorm stay random: --no-freeze trains them too")
-    params = [p for p in model.parameters() if p.requires_grad]
-    return [{"params": params, "lr": lr, "weight_decay": weight_decay}]
+    old = [p for p in model.backbone.parameters() if p.requires_grad]
+    new = [*model.input_proj.parameters(), *model.head.parameters()]
+    return [{"params": old, "lr": lr, "weight_decay": weight_decay},
+            {"params": new, "lr": head_lr * lr, "weight_decay": weight_decay}]
 
 
 def from_official(state):

@@ -10,7 +10,7 @@ A method is a module with
     loss           (logits, targets, ...) -> a number; targets are 1, 0 or -1 (unknown)
     REDUCTION      what `loss` does over the batch: sum or mean
     param_groups   (model, lr, weight_decay) -> what torch's optimizers take
-Keyword arguments of `build` and `loss` that have a default are flags.
+Keyword arguments of these functions that have a default are flags.
 
 OUT gets last.pt (all that --resume needs, after each epoch) and log.jsonl (the settings, a line per
 epoch, the result). The result is the mAP after the last epoch, of the EMA weights or of the raw
@@ -173,7 +173,8 @@ class Learner:
         if s["sync_bn"]:
             model = timm.layers.convert_sync_batchnorm(model)
         self.model = model.to(device, memory_format=torch.channels_last)
-        groups = method.param_groups(self.model, s["lr"], s["weight_decay"])
+        groups = method.param_groups(self.model, s["lr"], s["weight_decay"],
+                                     **chosen(method.param_groups, s))
         self.optimizer, self.scheduler = optimizer_and_schedule(groups, s, steps)
         self.scaler = torch.amp.GradScaler(device.type, enabled=dtype is torch.float16)
         self.average = copy.deepcopy(self.model).requires_grad_(False) if s["ema"] else None
@@ -271,8 +272,9 @@ def finish(log, history, s, last, judge, seconds):
 def optimizer_and_schedule(groups, s, steps):
     """torch's own, stepped once per iteration. `steps`: per epoch."""
     kind = {"sgd": partial(SGD, momentum=0.9), "adam": Adam, "adamw": AdamW}[s["optimizer"]]
+    device = next(p.device.type for group in groups for p in group["params"])
     fused = {} if s["optimizer"] == "sgd" else {  # torch's fused SGD keeps an unset momentum where
-        "fused": groups[0]["params"][0].device.type in ("cuda", "cpu")}  # fp16 skips the first step
+        "fused": device in ("cuda", "cpu")}  # fp16 skips the first step
     optimizer = kind(groups, **fused)
     total = (s["schedule_epochs"] or s["epochs"]) * steps
     if s["schedule"] == "onecycle":

@@ -34,10 +34,10 @@ def enlarge(maps, height, width, offset):
     return F.grid_sample(maps[:, None].cpu().float(), grid, "bicubic", "border", False)[:, 0]
 
 
-def pointing(attention, found, offset, targets):
+def pointing(attention, found, offset, targets, columns):
     """The pointing game: how often, in percent, the map of a class that is present has its maximum
-    in a box of that class; maps are averaged over layers and heads. `small`: all boxes are
-    small."""
+    in a box of that class; maps are averaged over layers and heads. `columns`: the classes' numbers
+    in the boxes. `small`: all boxes are small."""
     hits = {"pointing": [], "pointing_small": []}
     for i, maps in attention:
         present = np.flatnonzero(targets[i] == 1)
@@ -47,7 +47,7 @@ def pointing(attention, found, offset, targets):
         side = 8 * maps.shape[-1]
         for k, best in zip(present, enlarge(maps, side, side, offset).flatten(1).argmax(1)):
             y, x = (best // side + 0.5) / side, (best % side + 0.5) / side
-            own = [box for box in found[i] if box[0] == k]
+            own = [box for box in found[i] if box[0] == columns[k]]
             hit = any(x0 <= x <= x1 and y0 <= y <= y1 for _, x0, y0, x1, y1, _ in own)
             for name in hits if all(box[-1] for box in own) else ["pointing"]:
                 hits[name].append(hit)

@@ -6,7 +6,7 @@ import time
 import numpy as np
 import torch
 
-from data import InputError, load, loader, normalize, reading, transform
+from data import Dataset, InputError, load, loader, normalize, reading, transform
 from lib import maps
 from lib.checkpoint import read_checkpoint, read_file
 from lib.methods import build_model, method_of, remote
@@ -163,12 +163,16 @@ class Scorer:
             add_residual(model, args.residual)
 
     def split(self, split):
-        """A split of the data set, whose classes must be the model's."""
+        """A split of the data set, with the model's classes: columns are chosen by their names."""
         data = load(self.data, self.root, split, drop_unlabelled=self.settings["drop_unlabelled"],
                     long_tail=self.settings["long_tail"])
-        if data.classes != self.classes:
-            raise InputError(f"{self.data} has other classes than {self.file}, or another order: "
-                             f"{data.classes[:5]}... and {self.classes[:5]}...")
+        if lost := [name for name in self.classes if name not in data.classes]:
+            raise InputError(f"{self.data} lacks {len(lost)} classes of {self.file}: {lost[:5]}...")
+        if len(data.classes) > len(self.classes) and process()[0] == 0:
+            print(f"{self.data}: only the model's {len(self.classes)} of {len(data.classes)} "
+                  "classes count", file=sys.stderr)
+        self.columns = [data.classes.index(name) for name in self.classes]
+        data = Dataset(self.classes, data.paths, data.targets[:, self.columns], data.upright)
         return sample(data, self.args.limit or 0)
 
     def batches(self, data, size):

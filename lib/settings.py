@@ -98,8 +98,7 @@ class Parser(argparse.ArgumentParser):
 
 
 def keywords(function, what):
-    """The keyword arguments of `build` or `loss` that become flags: name -> a row as in
-    SETTINGS."""
+    """The keyword arguments of `function` that become flags: name -> a row as in SETTINGS."""
     return {p.name: (p.default, ANY if type(p.default) in (int, float) else None,
                      f"of the {what}: see its file")
             for p in inspect.signature(function).parameters.values()
@@ -142,7 +141,8 @@ def settings_of(argv):
 
     of_loss = keywords(method.loss, "loss")
     table = {"model": (model, METHODS, "the method"), "data": (data, [*READERS], "the data set"),
-             **SETTINGS, **keywords(method.build, "model"), **of_loss}
+             **SETTINGS, **keywords(method.build, "model"), **of_loss,
+             **keywords(method.param_groups, "optimizer")}
     settings = {name: row[0] for name, row in table.items()} | recipe
     parser = Parser(description=method.__doc__.split("\n")[0], allow_abbrev=False,
                     argument_default=argparse.SUPPRESS)

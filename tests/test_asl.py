@@ -142,9 +142,10 @@ def test_baseline_is_pooling_and_a_linear_layer():
     torch.testing.assert_close(logits, model(images))
     x = model.backbone.forward_features(images).mean((2, 3))
     torch.testing.assert_close(logits, F.linear(x, model.head.weight, model.head.bias))
-    decayed, plain = asl.param_groups(model, 0.1, 0.5)
-    assert {p.ndim for p in plain["params"]} == {1} and plain["weight_decay"] == 0
-    assert len(decayed["params"]) + len(plain["params"]) == len([*model.parameters()])
+    groups = asl.param_groups(model, 0.1, 0.5)
+    assert sum(len(group["params"]) for group in groups) == len([*model.parameters()])
+    for group in groups:
+        assert group["weight_decay"] == {1: 0, 2: 0.5, 4: 0.5}[group["params"][0].ndim]
 
 
 def released_tresnet(state):

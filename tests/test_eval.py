@@ -289,10 +289,13 @@ def test_pointing_game():
     inside, outside = (0.5, 0.25, 0.75, 0.5), (0.0, 0.5, 0.2, 0.9)
     found = [[(0, *outside, False), (0, *inside, True), (1, *inside, True), (1, *outside, True)]]
     result = maps.pointing([(0, found_maps), (1, found_maps)], [*found, []], (0, 0),
-                                 np.array([[1, 1, 0], [0, 0, 0]]))
+                           np.array([[1, 1, 0], [0, 0, 0]]), [0, 1, 2])
     assert result == {"pointing": 50.0, "pointing_small": 0.0, "pointing_pairs": 2,
                       "pointing_small_pairs": 1}
-    result = maps.pointing([(0, found_maps[0])], found, (-0.3, 0), np.array([[1, 0, 0]]))
+    turned = [[(5 - box[0], *box[1:]) for box in found[0]]]  # the boxes' own class numbers
+    assert result == maps.pointing([(0, found_maps), (1, found_maps)], [*turned, []], (0, 0),
+                                   np.array([[1, 1, 0], [0, 0, 0]]), [5, 4, 3])
+    result = maps.pointing([(0, found_maps[0])], found, (-0.3, 0), np.array([[1, 0, 0]]), [0, 1, 2])
     assert result == {"pointing": 0.0, "pointing_pairs": 1, "pointing_small_pairs": 0}
 
 

@@ -194,3 +194,23 @@ def test_a_third_split_chooses_the_epoch_and_the_thresholds(tmp_path, capsys, mo
     assert "tuned on val" in capsys.readouterr().out
     evaluation.main(["--checkpoint", str(tmp_path / "run/best.pt"), "--workers", "0", "--split", "val"])
     assert "csv val: 16 images" in capsys.readouterr().out
+
+
+def test_a_model_is_evaluated_on_a_data_set_that_has_its_classes_by_name(tmp_path, capsys):
+    flags = own(tmp_path)
+    train.main([*flags, "--epochs", "1", "--out", str(tmp_path / "run")])
+    header, *rows = (tmp_path / "test.csv").read_text().splitlines()
+    image, *names = header.split(",")
+    (tmp_path / "wider").mkdir()
+    (tmp_path / "wider/test.csv").write_text("\n".join(
+        ",".join([tmp_path.as_posix() * (n > 0) + "/" * (n > 0) + path, "cat" if n == 0 else "1",
+                  *values[::-1]]) for n, (path, *values) in enumerate(
+                      row.split(",") for row in (header, *rows))))
+    shutil.copy(tmp_path / "wider/test.csv", tmp_path / "wider/train.csv")
+    tables = []
+    for root in (tmp_path, tmp_path / "wider"):
+        evaluation.main(["--checkpoint", str(tmp_path / "run/last.pt"), "--workers", "0", "--root",
+                         str(root), "--out", str(tmp_path / "table.json")])
+        tables.append(json.loads((tmp_path / "table.json").read_text()))
+    assert tables[0] == tables[1] and tables[1]["classes"] == names
+    assert f"only the model's {len(names)} of {len(names) + 1} classes" in capsys.readouterr().err

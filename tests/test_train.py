@@ -3,6 +3,7 @@ import importlib
 import inspect
 import json
 import math
+import warnings
 from functools import partial
 
 import numpy as np
@@ -245,10 +246,25 @@ def test_files_that_are_no_checkpoint_of_this_run(tmp_path, capsys):
     torch.save({"weights": 1}, tmp_path / "other.pt")
     (tmp_path / "cut.pt").write_bytes((good / "last.pt").read_bytes()[:5000])
     state = torch.load(good / "last.pt")
-    torch.save(state | {"classes": state["classes"][::-1]}, tmp_path / "turned.pt")
+    torch.save(state | {"classes": ["cat", *state["classes"][1:]]}, tmp_path / "renamed.pt")
     for name, message in (("evil.pt", "evil.pt"), ("other.pt", "not of train.py"),
                           ("cut.pt", "cut.pt"), ("lost.pt", "lost.pt"),
-                          ("turned.pt", "another order")):
+                          ("renamed.pt", "lacks 1 classes.*cat")):
         with pytest.raises(InputError, match=message):
             evaluation.main(["--checkpoint", str(tmp_path / name)])
     assert not (tmp_path / "executed").exists()
+
+
+@pytest.mark.parametrize("name", ["asl", "csra", "q2l", "cprfl"])
+def test_learning_rate_of_the_new_parts(name):
+    method, s = settings_of(["--model", name, "--data", "csv", "--backbone", "test_resnet",
+                             "--no-pretrained", "--image-size", "64", "--head-lr", "3",
+                             *(["--text", "random"] if name == "cprfl" else [])])
+    model = method.build(["a", "b"], **chosen(method.build, s))
+    with warnings.catch_warnings(action="ignore"):  # Q2L's frozen part is random
+        groups = method.param_groups(model, 0.1, 0.5, **chosen(method.param_groups, s))
+    lr = {p: group["lr"] for group in groups for p in group["params"]}
+    for part, p in model.named_parameters():
+        if p.requires_grad:
+            assert lr.pop(p) == pytest.approx(0.1 if part.startswith("backbone.") else 0.3)
+    assert not lr
