@@ -1,11 +1,10 @@
 """The losses against the released loss's figures, torch's own, and loops of the equations."""
 import math
-import shutil
 
 import pytest
 import torch
 import torch.nn.functional as F
-from conftest import PARITY, print_difference, run
+from conftest import PARITY, print_difference
 
 import asl
 from asl import asymmetric_loss
@@ -164,12 +163,3 @@ def test_released_checkpoint_converts():
     images = torch.randn(1, 3, 64, 64)
     torch.testing.assert_close(fresh.eval()(images), model.eval()(images), rtol=1e-2, atol=1e-3)
     assert torch.equal(fresh.head.weight, model.head.weight)
-
-
-@pytest.mark.slow
-def test_the_file_alone_is_enough(tmp_path):
-    shutil.copy(asl.__file__, tmp_path)
-    run("-c", "import asl, torch; m = asl.build(['a', 'b'], backbone='test_resnet', "
-        "pretrained=False, image_size=64); y = torch.ones(2, 2, dtype=torch.int8); "
-        "l = asl.loss(m(torch.randn(2, 3, 64, 64)), y); l.backward(); "
-        "torch.optim.SGD(asl.param_groups(m, 0.01, 1e-4)).step()", cwd=tmp_path)

@@ -1,7 +1,6 @@
 """CPRFL against the released model's figures, and its shortcuts against the plain way."""
 import json
 import math
-import shutil
 import zlib
 
 import numpy as np
@@ -236,6 +235,8 @@ def test_a_tuned_text_tower_trains_with_ema(tmp_path):
                 "0", "--batch-size", "16", "--tune-text", "--ema", "0.9", "--out", str(tmp_path)])
     last = json.loads((tmp_path / "log.jsonl").read_text().splitlines()[-1])
     assert last["mAP_ema"] == last["mAP"] > 0 and last["mAP_raw"] > 0
+
+
 @pytest.mark.slow
 def test_a_run_resumes_and_evaluates_without_the_text_tower(tmp_path, capsys):
     train.main(["--model", "cprfl", "--limit", "64", "--epochs", "1", "--batch-size", "16",
@@ -245,12 +246,3 @@ def test_a_run_resumes_and_evaluates_without_the_text_tower(tmp_path, capsys):
     mean = json.loads((tmp_path / "run/log.jsonl").read_text().splitlines()[-1])["mAP"]
     table = run("eval.py", "--checkpoint", tmp_path / "run/last.pt")
     assert f"mAP {mean:.2f}" in table and "tail " in table and "UNTRAINED" not in table
-
-
-@pytest.mark.slow
-def test_the_file_alone_is_enough(tmp_path):
-    shutil.copy(cprfl.__file__, tmp_path)
-    run("-c", "import cprfl, torch; m = cprfl.build(['a', 'b'], backbone='test_resnet', "
-        "text_features=torch.randn(2, 8), d_model=32, pretrained=False, image_size=64); "
-        "l = cprfl.loss(m(torch.randn(2, 3, 64, 64)), torch.ones(2, 2)); l.backward(); "
-        "torch.optim.AdamW(cprfl.param_groups(m, 1e-4, 1e-2)).step()", cwd=tmp_path)

@@ -1,5 +1,4 @@
 """CSRA against the released model's figures and against its equations, written as loops."""
-import shutil
 
 import pytest
 import torch
@@ -9,7 +8,6 @@ from conftest import (
     parity_batch,
     print_difference,
     released_weights,
-    run,
     shared_figures,
 )
 
@@ -111,11 +109,3 @@ def test_residual_is_the_papers_trick():
     s = torch.randn(2, 3, 7)
     expected = torch.stack([row.mean(-1) + 0.3 * row.max(-1).values for row in s])
     torch.testing.assert_close(csra.residual(s, 0.3), expected)
-
-
-def test_the_file_alone_is_enough(tmp_path):
-    shutil.copy(csra.__file__, tmp_path)
-    run("-c", "import csra, torch; m = csra.build(['a', 'b'], backbone='test_resnet', "
-        "pretrained=False, image_size=64); y = torch.ones(2, 2, dtype=torch.int8); "
-        "l = csra.loss(m(torch.randn(2, 3, 64, 64)), y); l.backward(); "
-        "torch.optim.SGD(csra.param_groups(m, 0.01, 1e-4)).step()", cwd=tmp_path)

@@ -7,7 +7,7 @@ import pytest
 from conftest import HERE, run
 from PIL import Image
 
-ROOT = HERE.parent
+ROOT, PROGRAMS = HERE.parent, HERE / "programs"
 FLOORS = (("asl", "cprfl", "csra", "q2l"), ("train",), ("eval",), ("lib",), ("data",), ("sets",))
 
 
@@ -69,34 +69,14 @@ def test_sizes():
                 assert node.end_lineno - node.lineno < 100, node.name
 
 
-TOY_SET = '''
-def read_toy(root, split):
-    return ["a", "b"], [f"{root}/{i}.png" for i in range(8)], [[1, 0], [0, 1]] * 4
-'''
-TOY_METHOD = '''
-"""Toy: the mean color of an image, and a linear layer."""
-import torch
-
-RECIPES = {"scenes": {"epochs": 1, "pretrained": False}}
-REDUCTION = "mean"
+@pytest.mark.slow
+@pytest.mark.parametrize("name", FLOORS[0])
+def test_a_method_file_alone_is_enough(name, tmp_path):
+    for file in (ROOT / f"{name}.py", PROGRAMS / "alone.py"):
+        shutil.copy(file, tmp_path)
+    run("alone.py", name, cwd=tmp_path)
 
 
-class build(torch.nn.Module):
-    def __init__(self, classes, *, bias=True):
-        super().__init__()
-        self.head = torch.nn.Linear(3, len(classes), bias)
-
-    def forward(self, images):
-        return self.head(images.mean((2, 3)))
-
-
-def loss(logits, targets, power=1.0):
-    return ((logits.sigmoid() - targets).abs() ** power).mean()
-
-
-def param_groups(model, lr, weight_decay):
-    return [{"params": [*model.parameters()], "lr": lr}]
-'''
 @pytest.mark.slow
 def test_a_new_data_set_and_a_new_method_are_one_addition_each(tmp_path):
     project = tmp_path / "project"
@@ -104,9 +84,8 @@ def test_a_new_data_set_and_a_new_method_are_one_addition_each(tmp_path):
         shutil.copytree(ROOT / name, project / name, ignore=shutil.ignore_patterns("__pycache__"))
     for file in ROOT.glob("*.py"):
         shutil.copy(file, project)
-    (project / "toy.py").write_text(TOY_METHOD.lstrip())
-    (project / "sets/toy.py").write_text(TOY_SET.replace("[[1, 0], [0, 1]] * 4", (
-        "np.array([[1, 0], [0, 1]] * 4, np.int8)")).replace("def", "import numpy as np\n\n\ndef", 1))
+    shutil.copy(PROGRAMS / "toy_method.py", project / "toy.py")
+    shutil.copy(PROGRAMS / "toy_set.py", project / "sets/toy.py")
     table = (project / "sets/__init__.py").read_text()
     table = table.replace("import coco, ", "import coco, toy, ").replace(
         "READERS = {", 'READERS = {"toy": toy.read_toy,')

@@ -200,7 +200,7 @@ def test_a_model_is_evaluated_on_a_data_set_that_has_its_classes_by_name(tmp_pat
     flags = own(tmp_path)
     train.main([*flags, "--epochs", "1", "--out", str(tmp_path / "run")])
     header, *rows = (tmp_path / "test.csv").read_text().splitlines()
-    image, *names = header.split(",")
+    _, *names = header.split(",")
     (tmp_path / "wider").mkdir()
     (tmp_path / "wider/test.csv").write_text("\n".join(
         ",".join([tmp_path.as_posix() * (n > 0) + "/" * (n > 0) + path, "cat" if n == 0 else "1",

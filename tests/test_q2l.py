@@ -1,7 +1,6 @@
 """Q2L against the released model's figures and against torch's own Transformer layers."""
 import math
 import re
-import shutil
 import zipfile
 
 import numpy as np
@@ -326,12 +325,3 @@ def test_released_file_evaluates_from_the_command_line(tmp_path):
     assert "mAP" in text and "64 images" in text
     text = run("eval.py", "--model", "q2l", "--official", file, "--ffn", 512, ok=False)
     assert "Traceback" not in text and "linear1" in text
-
-
-@pytest.mark.slow
-def test_the_file_alone_is_enough(tmp_path):
-    shutil.copy(q2l.__file__, tmp_path)
-    run("-c", "import q2l, torch; m = q2l.build(['a', 'b'], backbone='test_resnet', d_model=32, "
-        "ffn=32, pretrained=False, image_size=64, freeze=False); "
-        "l = q2l.loss(m(torch.randn(2, 3, 64, 64)), torch.ones(2, 2)); l.backward(); "
-        "torch.optim.AdamW(q2l.param_groups(m, 1e-4, 1e-2)).step()", cwd=tmp_path)

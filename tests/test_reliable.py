@@ -1,4 +1,4 @@
-"""What happens to long runs: several processes, kills, signals, full disks, broken pictures."""
+"""What happens to long runs: several processes, kills, signals, full disks, broken images."""
 import json
 import multiprocessing
 import os
@@ -22,11 +22,12 @@ import train
 
 FLAGS = ["--model", "csra", "--data", "csv", "--no-pretrained", "--image-size", "64", "--lr", "1e-3",
          "--batch-size", "12", "--workers", "0", "--amp", "off"]
+FAULTS = HERE / "programs/faults.py"
 
 
 @pytest.fixture(scope="module", autouse=True)
-def small_pictures(tmp_path_factory):
-    """48 training and 21 test pictures, in FLAGS from here on."""
+def small_images(tmp_path_factory):
+    """48 training and 21 test images, in FLAGS from here on."""
     root, scenes = tmp_path_factory.mktemp("csv"), data.load("scenes")
     for split, numbers in (("train", range(48)), ("test", range(48, 69))):
         (root / f"{split}.csv").write_text("image,labels\n" + "".join(
@@ -70,11 +71,11 @@ def processes(count, main, *argv, dtype=torch.float32):
 
 
 @pytest.mark.parametrize("model", ["csra", "asl"])
-def test_processes_and_parts_change_nothing(tmp_path, model):
+def test_world_size_and_micro_batches_change_nothing(tmp_path, model):
     """In float64, with layer norm: the loss curve and the weights of one process. CSRA's loss is a
-    mean over what is judged, ASL's a sum."""
+    mean over the known entries, ASL's a sum."""
     results = []
-    for name, count, parts in (("one", 1, 1), ("two", 2, 1), ("parts", 1, 3), ("three", 3, 2)):
+    for name, count, parts in (("one", 1, 1), ("two", 2, 1), ("micro", 1, 3), ("three", 3, 2)):
         processes(count, train.main, "--model", model, *FLAGS[2:], "--ema", 0, "--backbone",
                   "test_vit", "--epochs", 2, "--accumulate", parts, "--out", tmp_path / name,
                   dtype=torch.float64)
@@ -123,7 +124,7 @@ def finished(*command):
 
 
 @pytest.fixture(scope="module")
-def whole(tmp_path_factory, small_pictures):
+def whole(tmp_path_factory, small_images):
     out = tmp_path_factory.mktemp("whole") / "run"
     finished("train.py", *long(), "--out", out)
     return torch.load(out / "last.pt")
@@ -157,21 +158,13 @@ def test_killed_at_any_moment_and_resumed_bit_for_bit(tmp_path, whole, seed):
     assert moments[0] < 24
     finished("train.py", *flags)
     same(torch.load(out / "last.pt"), whole)
+
+
 @pytest.mark.slow
 def test_killed_while_it_writes(tmp_path, whole):
     """What a kill amid writing leaves: the checkpoint before it, whole, and part of the next."""
     out = tmp_path / "run"
-    code = ("import os, signal, sys, torch, train\n"
-            "whole, calls = torch.save, []\n"
-            "def cut(state, path):\n"
-            "    whole(state, path)\n"
-            "    calls.append(1)\n"
-            "    if len(calls) == 6:\n"
-            "        os.truncate(path, os.path.getsize(path) // 2)\n"
-            "        os.kill(os.getpid(), signal.SIGKILL)\n"
-            "torch.save = cut\n"
-            "train.main()")
-    task = started("-c", code, *long(), "--out", out)
+    task = started(FAULTS, "killed_in_save", *long(), "--out", out)
     text = task.communicate(timeout=300)[0]
     assert task.returncode == -signal.SIGKILL and (out / "last.tmp").exists(), text
     finished("train.py", *long(), "--out", out, "--resume")
@@ -182,16 +175,8 @@ def test_killed_while_it_writes(tmp_path, whole):
     signal.SIGTERM, pytest.param(signal.SIGINT, marks=pytest.mark.slow)])
 def test_a_signal_ends_the_step_saves_and_says_so(tmp_path, whole, number):
     out = tmp_path / "run"
-    code = ("import os, train\n"
-            "plain, calls = train.normalize, []\n"
-            "def sixth(*inputs):\n"  # in step 2 of epoch 2
-            "    calls.append(1)\n"
-            "    if len(calls) == 6:\n"  # as schedulers and terminals do: to the workers too
-            f"        os.killpg(0, {int(number)})\n"
-            "    return plain(*inputs)\n"
-            "train.normalize = sixth\n"
-            "train.main()")
-    task = started("-c", code, *long(0), "--workers", 2, "--out", out, start_new_session=True)
+    task = started(FAULTS, number.name, *long(0), "--workers", 2, "--out", out,
+                   start_new_session=True)
     text = task.communicate(timeout=100)[0]
     state = torch.load(out / "last.pt")
     assert (state["step"], task.returncode) == (6, 128 + number), text
@@ -201,21 +186,16 @@ def test_a_signal_ends_the_step_saves_and_says_so(tmp_path, whole, number):
 
 @pytest.mark.slow
 def test_a_second_signal_ends_at_once(tmp_path):
-    code = ("import os, signal, sys, time, train\n"
-            "def slow(*a): os.kill(os.getpid(), 15); os.kill(os.getpid(), 15); time.sleep(60)\n"
-            "train.normalize = slow\n"
-            "train.main()")
-    task = started("-c", code, *FLAGS, "--backbone", "test_resnet", "--out", tmp_path / "run")
+    task = started(FAULTS, "signaled_twice", *FLAGS, "--backbone", "test_resnet", "--out",
+                   tmp_path / "run")
     begin = time.time()
     task.communicate(timeout=50)
     assert task.returncode == -signal.SIGTERM and time.time() - begin < 50
+
+
 @pytest.mark.slow
 def test_an_error_ends_the_workers_too(tmp_path):
-    code = ("import train\n"
-            "def broken(*_): raise ValueError('unforeseen')\n"
-            "train.normalize = broken\n"
-            "train.main()")
-    task = started("-c", code, *FLAGS, "--backbone", "test_resnet", "--workers", 2, "--out",
+    task = started(FAULTS, "broken", *FLAGS, "--backbone", "test_resnet", "--workers", 2, "--out",
                    tmp_path / "run")
     assert "unforeseen" in task.communicate(timeout=60)[0] and task.returncode == 1
 
@@ -254,13 +234,12 @@ def test_skip_bad_counts_lists_and_trains_on_the_rest(tmp_path, capsys):
     assert "left out so far: 1 unreadable" in text and "3.png" in text
     lines = log(tmp_path / "run")
     assert lines[-1]["mAP"] > 0 and "3.png" in lines[1]["left_out"][0]
+
+
 @pytest.mark.slow
 def test_dead_workers_and_full_memory_name_the_setting(tmp_path, monkeypatch, capsys):
-    code = ("import os, signal, data, train\n"
-            "data.Dataset.image = lambda self, i: os.kill(os.getpid(), 9)\n"
-            "train.main()")
-    task = started("-c", code, *FLAGS, "--backbone", "test_resnet", "--workers", "1", "--out",
-                   tmp_path / "run")
+    task = started(FAULTS, "dead_worker", *FLAGS, "--backbone", "test_resnet", "--workers", "1",
+                   "--out", tmp_path / "run")
     text = task.communicate(timeout=100)[0]
     assert "lower --workers" in text and "Traceback" not in text and task.returncode
 

@@ -25,6 +25,8 @@ QUICK = ("--limit", 64, "--batch-size", 16, "--workers", 0)
 
 def log(folder):
     return [json.loads(line) for line in (folder / "log.jsonl").read_text().splitlines()]
+
+
 @pytest.mark.slow
 def test_run_evaluate_and_repeat(tmp_path):
     text = run("csra.py", *QUICK, "--epochs", 2, "--lam", 0.5, "--out", tmp_path / "a")
@@ -133,6 +135,8 @@ def test_keywords_of_the_loss_are_flags(model, flags, keywords, tmp_path):
     assert not torch.equal(learner.loss(z, y), method.loss(z, y)) or "detach" in keywords
     with pytest.raises(SystemExit):
         settings_of([*argv, "--loss", "bce"])
+
+
 @pytest.mark.slow
 def test_each_step_draws_its_own_random_numbers(tmp_path, monkeypatch):
     seeds, plain = [], torch.manual_seed
