@@ -62,7 +62,7 @@ def train(method, s):
 
     # data, model, loss
     sets = splits(s)
-    train_set, judge = sets["train"], "val" if "val" in sets else "test"  # judge: of the epochs
+    train_set, monitor = sets["train"], "val" if "val" in sets else "test"  # after each epoch
     prints = {name: fingerprint(data, s["root"]) for name, data in sets.items()}
     steps = max(len(train_set) // s["batch_size"], 1)  # per epoch
     counts = (train_set.targets == 1).sum(0)  # class frequencies
@@ -122,14 +122,14 @@ def train(method, s):
         # test
         if of_epoch == steps:
             history.append({"epoch": epoch, "loss": sum(losses) / len(losses),
-                            **test(learner, *tests[judge], counts, epoch == s["epochs"]),
+                            **test(learner, *tests[monitor], counts, epoch == s["epochs"]),
                             "lr": lr, "seconds": now - begin})
             if bad:
                 history[-1]["left_out"] = sorted(bad)
                 log.say(f"left out so far: {len(bad)} unreadable images", *sorted(bad), sep="\n  ")
             log.write(history[-1])
             shown = [(name, x) for name, x in history[-1].items() if name.startswith(SHOWN)]
-            log.say(f"epoch {epoch}, {judge}:", *(f"{name} {x:.2f}" for name, x in shown))
+            log.say(f"epoch {epoch}, {monitor}:", *(f"{name} {x:.2f}" for name, x in shown))
             losses = []
 
         # save
@@ -137,7 +137,7 @@ def train(method, s):
             state = {**learner.state_dict(), "step": step, "losses": losses, "history": history,
                      "settings": s, "classes": train_set.classes, "counts": counts.tolist(),
                      "prints": prints}
-            best = judge == "val" and of_epoch == steps and history[-1] is best_of(history)
+            best = monitor == "val" and of_epoch == steps and history[-1] is best_of(history)
             for name in ["best.pt", "last.pt"][not best:] if process()[0] == 0 else ():
                 save(state, last.with_name(name))
             saved = time.time()
@@ -146,12 +146,12 @@ def train(method, s):
             raise SystemExit(128 + (SIGNALS or [signal.SIGTERM])[0])
         mark = time.time()
 
-    if judge == "val":  # the test split is used once, for the epoch that val has chosen
+    if monitor == "val":  # the test split is used once, for the epoch that val has chosen
         everyone("rank 0 has written best.pt")
         last = last.with_name("best.pt")
         learner.load_state_dict(read_checkpoint(last))
         history.append({**best_of(history), **test(learner, *tests["test"], counts, True)})
-    return finish(log, history, s, last, judge, time.time() - begin)
+    return finish(log, history, s, last, monitor, time.time() - begin)
 
 
 def loss_of(method, s, class_freq, num_images):
@@ -254,17 +254,18 @@ def best_of(history):
     return max(history, key=lambda line: line["mAP"])
 
 
-def finish(log, history, s, last, judge, seconds):
+def finish(log, history, s, last, monitor, seconds):
     """The last line of the log: the result."""
-    best = best_of(history[:-1] if judge == "val" else history)
+    best = best_of(history[:-1] if monitor == "val" else history)
     result = {**{name: value for name, value in history[-1].items() if name.startswith(SHOWN)},
               "weights": s["report"] if s["ema"] else "raw", "seconds": seconds,
-              f"best_mAP_on_{judge}": best["mAP"], f"best_epoch_on_{judge}": best["epoch"],
+              f"best_mAP_on_{monitor}": best["mAP"], f"best_epoch_on_{monitor}": best["epoch"],
               "checkpoint": str(last)}
     log.write(result)
-    which = "the last epoch" if judge == "test" else f"epoch {best['epoch']}, the best on val"
+    which = "the last epoch" if monitor == "test" else f"epoch {best['epoch']}, the best on val"
     log.say(f"mAP {result['mAP']:.2f} on test, {result['weights']} weights after {which} "
-            f"(best epoch, picked on {judge}: {best['mAP']:.2f}, {best['epoch']}); {seconds:.0f} s")
+            f"(best epoch, picked on {monitor}: {best['mAP']:.2f}, {best['epoch']}); "
+            f"{seconds:.0f} s")
     log.say(f"python eval.py --checkpoint {last}")
     return result
 

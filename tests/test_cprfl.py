@@ -1,4 +1,4 @@
-"""CPRFL against the released model's figures, and its shortcuts against the plain way."""
+"""CPRFL against the released model's figures, and its shortcuts against a reference implementation."""
 import json
 import math
 import zlib

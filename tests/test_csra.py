@@ -65,7 +65,7 @@ def test_lam_0_is_a_normalised_linear_classifier():
     torch.testing.assert_close(head(x), x.mean((2, 3)) @ linear.T)
 
 
-def test_loss_is_bce_and_leaves_out_what_is_not_judged():
+def test_loss_is_bce_and_leaves_out_unknown_entries():
     z, y = torch.randn(4, 5), torch.randint(0, 2, (4, 5))
     plain = torch.nn.functional.binary_cross_entropy_with_logits
     torch.testing.assert_close(csra.loss(z, y.to(torch.int8)), plain(z, y.float()))

@@ -17,7 +17,7 @@ from sets import BOXES, images, longtail, scenes, voc
 from sets.images import read_image
 
 
-def picture(path, mode="RGB", size=(50, 40), **options):
+def write_image(path, mode="RGB", size=(50, 40), **options):
     path.parent.mkdir(parents=True, exist_ok=True)
     rng = np.random.default_rng(len(path.name))
     values = rng.integers(0, 256, (size[1], size[0], 3), np.uint8)
@@ -28,7 +28,7 @@ def write_csv(root, train, test=None):
     for name, text in (("train", train), ("test", test or train)):
         (root / f"{name}.csv").write_text(text)
     for name in "abc":
-        picture(root / f"{name}.jpg")
+        write_image(root / f"{name}.jpg")
     return root
 
 
@@ -51,7 +51,7 @@ def test_csv_names(tmp_path):
 
 
 @pytest.mark.parametrize("train, test, message", [
-    ("picture,a\na.jpg,1\n", None, "row 1.*image"),
+    ("photo,a\na.jpg,1\n", None, "row 1.*image"),
     ("", None, "image"),
     ("image\na.jpg\n", None, "no label columns"),
     ("image,x,x\na.jpg,1,1\n", None, "twice"),
@@ -86,13 +86,13 @@ def write_voc(root, year=2007, splits=("trainval", "test")):
     folder = root / "VOCdevkit" / f"VOC{year}"
     (folder / "ImageSets" / "Main").mkdir(parents=True)
     for i, split in enumerate(splits):
-        (folder / "ImageSets" / "Main" / f"{split}.txt").write_text("only the pictures\n")
+        (folder / "ImageSets" / "Main" / f"{split}.txt").write_text("only the images\n")
         for k, label in enumerate(voc.CLASSES):
             values = [1 if k == 14 else -1, 0 if label == "train" else -1]
             text = "".join(f"00000{2 * i + j} {v:2}\r\n" for j, v in enumerate(values))
             (folder / "ImageSets" / "Main" / f"{label}_{split}.txt").write_bytes(text.encode())
         for j in range(2):
-            picture(folder / "JPEGImages" / f"00000{2 * i + j}.jpg")
+            write_image(folder / "JPEGImages" / f"00000{2 * i + j}.jpg")
     return root
 
 
@@ -153,7 +153,7 @@ def test_coco(tmp_path):
     file = tmp_path / "annotations/instances_train2017.json"
     file.write_text(json.dumps(content))
     for name in "ab":
-        picture(tmp_path / f"train2017/{name}.jpg")
+        write_image(tmp_path / f"train2017/{name}.jpg")
     coco = load("coco2017", tmp_path)
     assert coco.classes == ["N/A", "y", "z"] and coco.targets.tolist() == [[1, 0, 1], [0, 0, 0]]
     assert coco.paths[0].endswith("train2017/b.jpg")
@@ -197,15 +197,15 @@ def test_scenes():
     ("rgba.png", "RGBA", {}), ("x.webp", "RGB", {}), ("x.gif", "P", {}), ("one.png", "1", {}),
     ("turned.jpg", "RGB", {"exif": b"Exif\0\0MM\0*\0\0\0\x08\0\x01\x01\x12\0\x03\0\0\0\x01\0\x06"
                                    b"\0\0\0\0\0\0"})])
-def test_pictures_read_as_pillow_reads_them(tmp_path, name, mode, options):
-    picture(tmp_path / name, mode, **options)
+def test_images_read_as_pillow_reads_them(tmp_path, name, mode, options):
+    write_image(tmp_path / name, mode, **options)
     expected = np.asarray(Image.open(tmp_path / name).convert("RGB"))
     assert np.array_equal(read_image(f"{tmp_path}/{name}").permute(1, 2, 0), expected)
 
 
 @pytest.mark.parametrize("name", ["a.jpg", "b.png"])
 def test_without_torchvisions_decoder_images_are_the_same(tmp_path, name, monkeypatch):
-    picture(tmp_path / name)
+    write_image(tmp_path / name)
     expected = read_image(f"{tmp_path}/{name}")
     assert images.decode_jpeg is not None
     monkeypatch.setattr(images, "decode_jpeg", None)
@@ -227,10 +227,10 @@ def test_16_bits_keep_their_shades(tmp_path):
 
 
 @pytest.mark.slow
-def test_broken_pictures_are_named(tmp_path):
+def test_broken_images_are_named(tmp_path):
     write_csv(tmp_path, "image,x\na.jpg,1\nb.jpg,0\n")
     whole = (tmp_path / "b.jpg").read_bytes()
-    for broken in (whole[:len(whole) // 2], b"", b"no picture", whole[:30]):
+    for broken in (whole[:len(whole) // 2], b"", b"no image", whole[:30]):
         (tmp_path / "b.jpg").write_bytes(broken)
         with pytest.raises(InputError, match="b.jpg.*--verify"):
             load("csv", tmp_path).image(1)
@@ -259,7 +259,7 @@ def test_samples_depend_on_seed_epoch_and_index_only(tmp_path):
     first = samples[[(1, 0)]].images
     assert torch.equal(first, samples[[(1, 4), (1, 0)]].images[1:])
     assert not torch.equal(first, samples[[(2, 0)]].images)  # by epoch,
-    assert not torch.equal(first, samples[[(1, 3)]].images)  # by index (the same picture),
+    assert not torch.equal(first, samples[[(1, 3)]].images)  # by index (the same image),
     other = data.Samples(samples.data, samples.transform, 4)
     assert not torch.equal(first, other[[(1, 0)]].images)  # by seed
     assert one[0][0].is_contiguous(memory_format=torch.channels_last)
@@ -301,7 +301,7 @@ def write_lists(root, kind):
     (root / f"longtail/{kind}_lt_train.txt").write_text("x/a.jpg 0 2 \nx/b.jpg 1")
     (root / f"longtail/{kind}_lt_test.txt").write_text("x/c.jpg 1\nx/a.jpg\n")
     for name in "abc":
-        picture(root / f"x/{name}.jpg")
+        write_image(root / f"x/{name}.jpg")
 
 
 def test_published_lists(tmp_path, monkeypatch):
@@ -360,7 +360,7 @@ def test_long_tail():
     assert (abs(counts - shape) <= 0.12 * shape + 2).all()
     assert np.array_equal(tail.paths, load("scenes", long_tail=10).paths)
     assert len(load("scenes", split="test", long_tail=10)) == 1000
-    row = np.flatnonzero(plain.paths == tail.paths[5])[0]  # pictures keep their labels
+    row = np.flatnonzero(plain.paths == tail.paths[5])[0]  # images keep their labels
     assert np.array_equal(plain.targets[row], tail.targets[5])
     parts = head_medium_tail((load("scenes-lt").targets == 1).sum(0))
     assert [len(parts[part]) for part in ("head", "medium", "tail")] == [4, 12, 4]
@@ -378,8 +378,8 @@ def test_nuswide_official_lists(tmp_path, capsys):
             b"actor\\0001_1.jpg \r\nactor\\0002_2.jpg \r\nzoo\\0003_3.jpg \r\n")
         for name, text in values.items():
             (labels / f"Labels_{name}_{part}.txt").write_text(text)
-    picture(tmp_path / "Flickr/actor/0001_1.jpg")
-    picture(tmp_path / "Flickr/zoo/0003_3.jpg")
+    write_image(tmp_path / "Flickr/actor/0001_1.jpg")
+    write_image(tmp_path / "Flickr/zoo/0003_3.jpg")
     nus = load("nuswide", tmp_path)
     assert nus.classes == ["airport", "sun", "sunset"]  # by name, not by file name
     assert nus.targets.tolist() == [[1, 0, 0], [0, 0, 1]] and nus.image(1).shape == (3, 40, 50)
@@ -396,7 +396,7 @@ def test_nuswide_csv(tmp_path, capsys):
         "filepath,label,split_name\nimages/1_1.jpg,\"['sky', 'clouds']\",train\n"
         "images/2_2.jpg,['sun'],val\nimages/3_3.jpg,['sky'],train\n")
     for name in ("1_1", "2_2"):
-        picture(tmp_path / f"images/{name}.jpg")
+        write_image(tmp_path / f"images/{name}.jpg")
     train, test = load("nuswide", tmp_path), load("nuswide", tmp_path, "test")
     assert train.classes == test.classes == ["clouds", "sky", "sun"]
     assert train.targets.tolist() == [[1, 1, 0]] and test.targets.tolist() == [[0, 0, 1]]
@@ -406,8 +406,8 @@ def test_nuswide_csv(tmp_path, capsys):
 def test_vg500(tmp_path):
     (tmp_path / "train_list_500.txt").write_text("1.jpg\n2.jpg\n")
     (tmp_path / "vg_category_500_labels_index.json").write_text('{"1.jpg": [0, 499], "2.jpg": []}')
-    picture(tmp_path / "VG_100K/1.jpg")
-    picture(tmp_path / "VG_100K_2/2.jpg")
+    write_image(tmp_path / "VG_100K/1.jpg")
+    write_image(tmp_path / "VG_100K_2/2.jpg")
     vg = load("vg500", tmp_path)
     assert len(vg.classes) == 500 and np.flatnonzero(vg.targets[0]).tolist() == [0, 499]
     assert vg.targets[1].sum() == 0 and vg.image(1).shape == (3, 40, 50)
@@ -426,7 +426,7 @@ def test_wider(tmp_path):
     for split in ("trainval", "test"):
         (tmp_path / f"wider_attribute_annotation/wider_attribute_{split}.json").write_text(
             json.dumps({"images": [{"file_name": "train/0--Parade/a.jpg", "targets": people}]}))
-    picture(tmp_path / "Image/train/0--Parade/a.jpg")
+    write_image(tmp_path / "Image/train/0--Parade/a.jpg")
     train, test = load("wider", tmp_path), load("wider", tmp_path, "test")
     assert len(train) == 2 and len(train.classes) == 14
     assert train.targets.tolist() == [[1] + [0] * 13, [0] * 13 + [1]]

@@ -223,30 +223,30 @@ def test_thresholds_are_tuned_on_another_split_and_kept(checkpoint, tmp_path, ca
 
 
 @pytest.mark.slow
-def test_predict_names_labels_and_skips_bad_pictures(checkpoint, tmp_path):
+def test_predict_names_labels_and_skips_bad_images(checkpoint, tmp_path):
     file, net = checkpoint("asl", "--amp", "off")
     scenes, images = scenes_input(2)
-    (tmp_path / "pictures/inner").mkdir(parents=True)
+    (tmp_path / "images/inner").mkdir(parents=True)
     for name, i in (("a.png", 0), ("inner/b.PNG", 1)):
         Image.fromarray(scenes.image(i).permute(1, 2, 0).numpy()).save(
-            tmp_path / "pictures" / name)
-    (tmp_path / "pictures/notes.txt").write_text("no picture")
+            tmp_path / "images" / name)
+    (tmp_path / "images/notes.txt").write_text("no image")
     scores = net(images).double().sigmoid().detach().numpy()
-    lines = run("eval.py", "--checkpoint", file, "--predict", tmp_path / "pictures", "--json",
+    lines = run("eval.py", "--checkpoint", file, "--predict", tmp_path / "images", "--json",
                 "--threshold", np.median(scores)).splitlines()
     for line, row in zip(map(json.loads, lines), scores):
         expected = {scenes.classes[k]: row[k] for k in range(20) if row[k] > np.median(scores)}
         assert line["labels"] == pytest.approx(expected, abs=1e-3)
-    (tmp_path / "pictures/bad.jpg").write_bytes(b"no picture")
-    text = run("eval.py", "--checkpoint", file, "--predict", tmp_path / "pictures/a.png",
-               tmp_path / "pictures/bad.jpg", "--threshold", 0.1, "--heatmaps", tmp_path / "maps",
+    (tmp_path / "images/bad.jpg").write_bytes(b"no image")
+    text = run("eval.py", "--checkpoint", file, "--predict", tmp_path / "images/a.png",
+               tmp_path / "images/bad.jpg", "--threshold", 0.1, "--heatmaps", tmp_path / "maps",
                ok=False)
     assert [file.name for file in (tmp_path / "maps").iterdir()] == ["00000-a.png"]
-    assert "pictures/a.png: " in text and "left out" in text and "bad.jpg" in text
+    assert "images/a.png: " in text and "left out" in text and "bad.jpg" in text
     assert "red circle 0.5" in text and "Traceback" not in text
 
 
-def test_sheets_of_heat_maps(checkpoint, tmp_path):
+def test_contact_sheets_of_heat_maps(checkpoint, tmp_path):
     for model, each_head, size in (("csra", [], (6 * 228, 4 * 246)), ("q2l", ["--each-head"],
                                    (9 * 228, 20 * 246)), ("cprfl", ["--each-head"], None),
                                    ("asl", [], (6 * 228, 4 * 246))):
@@ -257,7 +257,7 @@ def test_sheets_of_heat_maps(checkpoint, tmp_path):
         assert sheet.name.startswith("00000-") and size in (None, Image.open(sheet).size)
 
 
-def test_sheets_show_what_the_views_predict(checkpoint, tmp_path, monkeypatch):
+def test_contact_sheets_show_what_the_views_predict(checkpoint, tmp_path, monkeypatch):
     def drawn(folder, attention, data, scores, *_):
         assert np.array_equal(scores, np.load(tmp_path / "s.npz")["scores"])
         drawn.indices = [i for i, _ in attention]
@@ -401,7 +401,7 @@ def test_voc_server_files(checkpoint, tmp_path, monkeypatch):
     assert all(0 < float(line[1]) < 1 for line in lines)
 
 
-def test_unreadable_pictures_are_an_error_or_counted(checkpoint, tmp_path, capsys):
+def test_unreadable_images_are_an_error_or_counted(checkpoint, tmp_path, capsys):
     file, _ = checkpoint("asl")
     scenes = data.load("scenes", split="test")
     names = ",".join(scenes.classes)

@@ -9,7 +9,7 @@ import pytest
 import torch
 from conftest import run
 from PIL import Image
-from test_reliable import FLAGS, processes, small_pictures  # noqa: F401 (a fixture)
+from test_reliable import FLAGS, processes, small_images  # noqa: F401 (a fixture)
 from test_train import log
 
 import data
@@ -210,12 +210,12 @@ def test_onecycle_where_the_rise_ends_with_the_first_step():
         s = {name: row[0] for name, row in SETTINGS.items()} | {"epochs": steps, "pct_start": share}
         groups = [{"params": [torch.nn.Parameter(torch.ones(1))], "lr": 1.0}]
         optimizer, scheduler = train.optimizer_and_schedule(groups, s, steps=1)
-        rates = []
+        lrs = []
         for _ in range(steps):
-            rates.append(optimizer.param_groups[0]["lr"])
+            lrs.append(optimizer.param_groups[0]["lr"])
             optimizer.step()
             scheduler.step()
-        assert np.isfinite(rates).all() and rates == sorted(rates, reverse=True) or share * steps < 1
+        assert np.isfinite(lrs).all() and lrs == sorted(lrs, reverse=True) or share * steps < 1
 
 
 def test_fewer_test_images_than_processes(tmp_path, trained):

@@ -150,7 +150,7 @@ def test_positions_are_their_definition():
 
 
 @pytest.mark.parametrize("self_attention", [False, True])
-def test_any_size_and_shape_of_picture_and_every_map(self_attention):
+def test_any_size_and_shape_of_image_and_every_map(self_attention):
     model = small(self_attention=self_attention, project=None)
     for height, width in ((64, 64), (96, 160)):
         images = torch.randn(2, 3, height, width)

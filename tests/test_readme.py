@@ -1,4 +1,4 @@
-"""README is true: marks of equations, sizes, examples, flags, pictures."""
+"""README is true: marks of equations, sizes, examples, flags, figures."""
 import re
 import shutil
 
@@ -45,7 +45,7 @@ def test_a_file_alone_does_what_its_example_says(code, tmp_path):
 
 
 @pytest.mark.slow
-def test_commands_and_pictures_exist():
+def test_commands_and_linked_files_exist():
     """Flags of the commands in README are flags of the programs; linked files are there."""
     texts = {"eval.py": run("eval.py", "--help"), "data.py": run("data.py", "--help")}
     for model in ("csra", "q2l", "cprfl", "asl"):
@@ -59,5 +59,5 @@ def test_commands_and_pictures_exist():
             flags = flags.replace("--root", "")
         for flag in re.findall(r"--[a-z][a-z-]+", flags):
             assert flag in text, f"{program} {flag}"
-    for picture in re.findall(r"\]\((tests/[^)]+)\)", README):
-        assert (ROOT / picture).is_file(), picture
+    for file in re.findall(r"\]\((tests/[^)]+)\)", README):
+        assert (ROOT / file).is_file(), file

@@ -44,7 +44,7 @@ def test_run_evaluate_and_repeat(tmp_path):
     pytest.param("csra", 0, marks=pytest.mark.slow),
     pytest.param("q2l", 0.9, marks=pytest.mark.slow)])
 def test_resume_goes_on_bit_for_bit(tmp_path, model, ema, monkeypatch):
-    """Q2L with dropout, so that the random state counts; CSRA with two rates."""
+    """Q2L with dropout, so that the random state counts; CSRA with two learning rates."""
     method = [model, *(["--dropout", "0.1", "--data", "scenes"] if model == "q2l" else [])]
     argv = ["--model", *method, "--limit", "64", "--batch-size", "16", "--epochs", "3", "--workers",
             "0", "--ema", str(ema), "--schedule", "step", "--warmup-epochs", "1", "--out"]
@@ -221,7 +221,7 @@ def test_recipes_set_what_there_is_to_set(name):
 
 @pytest.mark.parametrize("loss", ["", "bce", "focal", "asl", "db"])
 @pytest.mark.parametrize("name", METHODS)
-def test_every_method_trains_with_every_loss_on_ones_own_pictures(name, loss, tmp_path, capsys):
+def test_every_method_trains_with_every_loss_on_ones_own_images(name, loss, tmp_path, capsys):
     rng = np.random.default_rng(0)
     for split in ("train", "test"):
         rows = [f"{split}{i}.png,{i % 2},{-1 if i == 3 else i // 4}" for i in range(8)]
