@@ -1,75 +1,314 @@
-"""Run the commands whose figures README and tests/RESULTS.md show; keep what they give in tests/results.json.
+"""The figures of README and RESULTS.md: runs the commands, keeps what they give, writes the tables.
 
-Run: python tests/results.py --data DIR [--only TEXT] [--out DIR]
+Run: python tests/results.py --data DIR --steps photographs,evaluations,scenes,parity,speed
+     python tests/results.py                          only the tables, from tests/results.json
 
-DIR holds the photographs: coco18/ and xray/ (train.csv, val.csv, test.csv). What results.json has
-is not run again.
+DIR holds the photographs: coco18/ and xray/ (train.csv, val.csv, test.csv) and coco-mini/. A run
+that tests/results.json has is not run again. Settings with several choices are chosen by the mAP on
+val of seed 0; test is used once per run, for the epoch that val has chosen.
 """
 import argparse
 import json
+import os
 import platform
 import re
 import subprocess
 import sys
 import tempfile
-import time
+import zlib
 from pathlib import Path
 
 import torch
 
 ROOT = Path(__file__).parent.parent
-FILE = ROOT / "tests" / "results.json"
+FILE, PAGES = ROOT / "tests/results.json", (ROOT / "README.md", ROOT / "tests/RESULTS.md")
+SEEDS = (0, 1, 2)
+
 LITE = ("--backbone tf_efficientnet_lite0.in1k --image-size 128 --augment flip --optimizer adamw "
         "--weight-decay 1e-2 --schedule onecycle --pct-start 0.2 --batch-size 16 --ema 0 --amp off")
-SETS = {  # the flags that all methods share
+SHARED = {  # table: the flags that all its commands share
     "coco18": f"--data csv --root coco18 {LITE} --limit 2000 --epochs 4",
-    "coco18-lt": f"--data csv --root coco18 {LITE} --long-tail 50 --limit 1000 --epochs 8",
+    "coco18-lt": f"--data csv --root coco18 {LITE} --long-tail 50 --limit 1000 --epochs 6",
     "xray": f"--data csv --root xray {LITE} --epochs 12"}
-Q2L = "q2l.py --d-model 512 --ffn 2048"
-CPRFL = "cprfl.py --d-model 512"
-GRID = [  # data set, command, flags to choose from on val with seed 0
-    ("coco18", "asl.py --loss bce", ["--lr 5e-4", "--lr 1e-3"]),
-    ("coco18", "csra.py --heads 1 --lam 0.2", ["--lr 5e-4", "--lr 1e-3"]),
-    ("coco18", "csra.py --lam 0", ["--lr 5e-4", "--lr 1e-3"]),
-    ("coco18", CPRFL + " --text-features coco18/minilm10.npy", ["--lr 2e-4", "--lr 5e-4", "--lr 1e-3 --head-lr 0.3"]),
-    ("coco18", Q2L, ["--lr 3e-4", "--lr 6e-4", "--lr 1e-3 --head-lr 0.3"]),
-    ("coco18", "asl.py", ["--lr 5e-4", "--lr 1e-3"]),
-]
+LR = ("--lr 5e-4", "--lr 1e-3")
+BCE, CSRA, POOLED = "asl.py --loss bce", "csra.py --lam 0.2", "csra.py --lam 0"
+Q2L, CPRFL = "q2l.py --d-model 512 --ffn 2048", "cprfl.py --d-model 512"
+MINILM = f"{CPRFL} --text-features coco18/minilm10.npy"
+ROWS = {  # table: (label, command, its choices: flags, or the command whose choice is taken)
+    "coco18": [
+        ("baseline, BCE", BCE, LR),
+        ("the same, learning rate of the classifier x 10", f"{BCE} --head-lr 10", LR),
+        ("the same, classifier normalized: CSRA without attention", POOLED, LR),
+        ("CSRA", CSRA, LR),
+        ("baseline, focal loss", "asl.py --loss focal", LR),
+        ("baseline, ASL", "asl.py", LR),
+        ("baseline, DB loss", "asl.py --loss db", LR),
+        ("Q2L", Q2L, ("--lr 3e-4", "--lr 6e-4", "--lr 1e-3 --head-lr 0.3")),
+        ("Q2L, decoder with self-attention", f"{Q2L} --self-attention", Q2L),
+        ("Q2L, the paper's loss", f"{Q2L} --gamma-neg 1", Q2L),
+        ("CPRFL", MINILM, ("--lr 2e-4", "--lr 5e-4", "--lr 1e-3 --head-lr 0.3"))],
+    "coco18-lt": [
+        ("baseline, BCE", BCE, BCE),
+        ("baseline, focal loss", "asl.py --loss focal", "asl.py --loss focal"),
+        ("baseline, ASL", "asl.py", "asl.py"),
+        ("baseline, DB loss", "asl.py --loss db", "asl.py --loss db"),
+        ("CSRA", CSRA, CSRA),
+        ("Q2L", Q2L, Q2L),
+        ("CPRFL", MINILM, MINILM),
+        ("CPRFL, random prompts", f"{MINILM} --prompts random", MINILM),
+        ("CPRFL, untrained text tower", f"{CPRFL} --text random", MINILM),
+        ("CPRFL, linear prompts", f"{MINILM} --prompts linear", MINILM),
+        ("CPRFL, gradient by the interaction only", f"{MINILM} --paths interaction", MINILM),
+        ("CPRFL, gradient by the score only", f"{MINILM} --paths direct", MINILM)],
+    "xray": [("CSRA", CSRA, CSRA), ("CSRA without attention", POOLED, POOLED)]}
+SCENES = ("csra.py", "q2l.py --data scenes", "cprfl.py --data scenes", "asl.py")
+KEPT = json.loads(FILE.read_text("utf-8")) if FILE.is_file() else {}
 
 
-def run(command, folder, data):
-    begin = time.time()
-    words = [f"{data}/{word}" if word.startswith(("coco18", "xray")) else word
-             for word in command.split()]
-    subprocess.run([sys.executable, *words, "--out", str(folder), "--resume"], cwd=ROOT, check=True,
-                   stdout=subprocess.DEVNULL)
-    lines = [json.loads(line) for line in (folder / "log.jsonl").read_text().splitlines()]
-    print(f"{command}: val {lines[-1].get('best_mAP_on_val', 0):.2f}, test {lines[-1]['mAP']:.2f}, "
-          f"{time.time() - begin:.0f} s", flush=True)
-    return {"seconds": lines[-1]["seconds"], **lines[-1], "torch": torch.__version__,
-            "machine": platform.machine()}
+def kept(name, make):
+    """The result of this name; `make` is called where it is missing."""
+    if name not in KEPT:
+        KEPT[name] = make() | {"torch": torch.__version__, "machine": machine()}
+        FILE.write_text(json.dumps(KEPT, indent=1, sort_keys=True) + "\n", "utf-8")
+    return KEPT[name]
+
+
+def machine():
+    names = [line.split(":")[1].strip() for line in Path("/proc/cpuinfo").read_text().splitlines()
+             if line.startswith("model name")] if Path("/proc/cpuinfo").is_file() else []
+    return f"{os.cpu_count()} cores, {names[0] if names else platform.machine()}"
+
+
+def python(args, *words):
+    """Runs a command whose paths are in the folder of the photographs; its output."""
+    words = [f"{args.data}/{word}" if word.startswith(("coco", "xray")) and args.data else word
+             for word in words]
+    print("python", *words, flush=True)
+    return subprocess.run([sys.executable, *words], cwd=ROOT, check=True, text=True,
+                          stdout=subprocess.PIPE).stdout
+
+
+def folder(args, command):
+    name = re.sub(r"[^a-z0-9.]+", "-", command)
+    return Path(args.out, f"{name[:60]}-{zlib.crc32(command.encode()):08x}")
+
+
+def trained(args, command):
+    """The last line of the log, and how long it took."""
+    def make():
+        out = folder(args, command)
+        python(args, *command.split(), "--out", str(out), "--resume")
+        line = json.loads((out / "log.jsonl").read_text().splitlines()[-1])
+        print(f"  val {line.get('best_mAP_on_val', 0):.2f}, test {line['mAP']:.2f}, "
+              f"{line['seconds']:.0f} s", flush=True)
+        return {name: value for name, value in line.items() if name != "checkpoint"}
+    return kept(command, make)
+
+
+def evaluated(args, command, *flags):
+    """The table that eval.py writes for the checkpoint of a command."""
+    def make():
+        with tempfile.TemporaryDirectory() as temporary:
+            last = folder(args, command) / "best.pt"
+            python(args, "eval.py", "--checkpoint", str(last), *flags, "--out", f"{temporary}/a.json")
+            table = json.loads(Path(temporary, "a.json").read_text())
+        return {name: value for name, value in table.items() if not isinstance(value, list)}
+    return kept(f"{command}: eval.py {' '.join(flags)}", make)
+
+
+# ---------------------------------------------------------------------------------------- what runs
+
+
+def full(table, command, flags, seed):
+    return " ".join([command, flags, SHARED[table], f"--seed {seed}"])
+
+
+def choice(table, command, choices):
+    """The flags with the highest mAP on val, among the runs that are there."""
+    if isinstance(choices, str):
+        row = next(row for row in ROWS["coco18"] if row[1] == choices)
+        return choice("coco18", *row[1:])
+    there = [flags for flags in choices if full(table, command, flags, 0) in KEPT]
+    return max(there, key=lambda flags: KEPT[full(table, command, flags, 0)]["best_mAP_on_val"],
+               default=None)
+
+
+def run_photographs(args):
+    for seed in SEEDS:
+        for table, rows in ROWS.items():
+            for label, command, choices in rows:
+                if args.only not in f"{table}: {label}: seed {seed}":
+                    continue
+                for flags in choices if seed == 0 and isinstance(choices, tuple) else ():
+                    trained(args, full(table, command, flags, 0))
+                trained(args, full(table, command, choice(table, command, choices), seed))
+
+
+def run_evaluations(args):
+    for label, command, choices in ROWS["coco18"]:
+        for seed in SEEDS:
+            run = full("coco18", command, choice("coco18", command, choices), seed)
+            if run not in KEPT or args.only not in f"coco18: {label}: seed {seed}":
+                continue
+            evaluated(args, run, "--tune-threshold", "val")
+            for split in ("train", "test"):
+                evaluated(args, run, "--pointing", "--data", "coco2017", "--root", "coco-mini",
+                          "--split", split)
+            for lam in ("0.1", "0.3", "1") if command == BCE else ():
+                evaluated(args, run, "--residual", lam)
+
+
+def run_scenes(args):
+    for command in SCENES:
+        trained(args, f"{command} --seed 0")
+
+
+def run_parity(args):
+    """The differences that the tests of parity print."""
+    text = python(args, "-m", "pytest", "-q", "-s", "-k", "parity", "--slow", "tests")
+    found = {}
+    for name, value in re.findall(r"^(\w[^:\n]*): (\de-\d+)$", text, re.MULTILINE):
+        found[name] = max(found.get(name, 0), float(value))
+    kept("python -m pytest -s -k parity tests", lambda: found)
+
+
+def run_speed(args):
+    flags = ("--images", "coco-mini") if args.data else ()
+    kept("python tests/bench.py --images coco-mini", lambda: {
+        "lines": python(args, "tests/bench.py", *flags).splitlines()})
+
+
+# --------------------------------------------------------------------------------------- the tables
+
+
+def mean(values, digits=1):
+    """The mean and half the range."""
+    values = [value for value in values if value is not None]
+    if not values:
+        return ""
+    half = f" ±{(max(values) - min(values)) / 2:.{digits}f}" if len(values) > 1 else ""
+    return f"{sum(values) / len(values):.{digits}f}{half}"
+
+
+def of_runs(table, command, choices, value, seeds=SEEDS):
+    """`value` of the kept runs of a row, by seed; it gets the name of the run and its result."""
+    flags = choice(table, command, choices)
+    names = [full(table, command, flags, seed) for seed in seeds] if flags else []
+    return [value(name, KEPT[name]) for name in names if name in KEPT]
+
+
+def of_evaluation(flags, *names):
+    """Of a run, the first of `names` in the table that eval.py with these flags has given."""
+    def value(run, _):
+        table = KEPT.get(f"{run}: eval.py {flags}", {})
+        return next((table[name] for name in names if name in table), None)
+    return value
+
+
+def pointing(name):
+    """Hits in percent over both halves of coco-mini, or None."""
+    def value(run, _):
+        tables = [KEPT.get(f"{run}: eval.py --pointing --data coco2017 --root coco-mini --split "
+                           f"{split}") for split in ("train", "test")]
+        pairs = [table[f"{name}_pairs"] for table in tables if table]
+        hits = [table.get(name, 0) * count for table, count in zip(tables, pairs)]
+        return sum(hits) / sum(pairs) if len(pairs) == 2 else None
+    return value
+
+
+def table(header, rows):
+    return [f"| {' | '.join(header)} |", "|" + " --- |" * len(header),
+            *(f"| {' | '.join(row)} |" for row in rows)]
+
+
+def photographs():
+    """README's table: every method on coco18, and on its long-tailed subset."""
+    tail = {label: (command, choices) for label, command, choices in ROWS["coco18-lt"]}
+    rows = []
+    for label, command, choices in ROWS["coco18"]:
+        figures = [mean(of_runs("coco18", command, choices, value)) for value in (
+            lambda _, line: line["mAP"], lambda _, line: line["CF1"], lambda _, line: line["OF1"],
+            of_evaluation("--tune-threshold val", "OF1"), pointing("pointing"),
+            pointing("pointing_small"))]
+        figures += [mean(of_runs("coco18-lt", *tail[label], lambda _, line, name=name: line[name]))
+                    if label in tail else "" for name in ("mAP", "tail")]
+        rows.append([label, *figures])
+    return table(["photographs", "mAP", "CF1", "OF1", "OF1, tuned", "pointing", "small",
+                  "long-tailed: mAP", "tail"], rows)
+
+
+def long_tail():
+    return table(["long-tailed", "total", "head", "medium", "tail", "command"], [
+        [label, *(mean(of_runs("coco18-lt", command, choices, lambda _, line, name=name: line[name]))
+                  for name in ("mAP", "head", "medium", "tail")),
+         f"`python {command} {choice('coco18-lt', command, choices)}`"]
+        for label, command, choices in ROWS["coco18-lt"]])
+
+
+def grid():
+    rows = []
+    for label, command, choices in ROWS["coco18"]:
+        for flags in choices if isinstance(choices, tuple) else ():
+            name = full("coco18", command, flags, 0)
+            if name in KEPT:
+                rows.append([label, f"`python {command} {flags}`",
+                             f"{KEPT[name]['best_mAP_on_val']:.1f}"])
+    return table(["choice, seed 0", "command", "mAP on val"], rows)
+
+
+def seconds():
+    return table(["time", "seconds of a run", "best epoch"], [
+        [f"{name}: {label}", f"{mean(values, 0)}, at most {max(values):.0f}",
+         ", ".join(map(str, of_runs(name, command, choices,
+                                    lambda _, line: line["best_epoch_on_val"])))]
+        for name, rows in ROWS.items() for label, command, choices in rows
+        if (values := of_runs(name, command, choices, lambda _, line: line["seconds"]))])
+
+
+def small_objects():
+    return table(["xray", "mAP", "CF1", "OF1"], [
+        [label, *(mean(of_runs("xray", command, choices, lambda _, line, name=name: line[name]))
+                  for name in ("mAP", "CF1", "OF1"))] for label, command, choices in ROWS["xray"]])
+
+
+def residual():
+    _, command, choices = ROWS["coco18"][0]
+    plain = mean(of_runs("coco18", command, choices, lambda _, line: line["mAP"]))
+    return table(["`--residual` on the baseline, BCE", "0", "0.1", "0.3", "1"], [
+        ["mAP", plain, *(mean(of_runs("coco18", command, choices,
+                                      of_evaluation(f"--residual {lam}", "mAP")))
+                         for lam in ("0.1", "0.3", "1"))]])
+
+
+TABLES = (photographs, long_tail, grid, seconds, small_objects, residual)
+
+
+def write():
+    """Puts each table into the page that has a table with this header."""
+    for page in PAGES:
+        lines = page.read_text("utf-8").splitlines()
+        for make in TABLES:
+            new = make()
+            if new[0] in lines:
+                begin = lines.index(new[0])
+                end = next((i for i in range(begin, len(lines)) if not lines[i].startswith("|")),
+                           len(lines))
+                lines[begin:end] = new
+        page.write_text("\n".join(lines) + "\n", "utf-8")
 
 
 def main():
     parser = argparse.ArgumentParser(description=__doc__.split("\n")[0])
-    parser.add_argument("--only", default="")
-    parser.add_argument("--data")
-    parser.add_argument("--out", default=tempfile.gettempdir() + "/results")
+    parser.add_argument("--data", help="the folder of the photographs")
+    parser.add_argument("--out", default=tempfile.gettempdir() + "/results", help="of the runs")
+    parser.add_argument("--only", default="", help="of the photographs: part of TABLE: LABEL: seed N")
+    steps = {"photographs": run_photographs, "evaluations": run_evaluations, "scenes": run_scenes,
+             "parity": run_parity, "speed": run_speed}
+    parser.add_argument("--steps", default="", help=f"some of {','.join(steps)}; none: the tables")
     args = parser.parse_args()
-    kept = json.loads(FILE.read_text()) if FILE.is_file() else {}
-
-    def result(name, command, seed):
-        command = f"{command} {SETS[name]} --seed {seed}"
-        if command not in kept:
-            folder = Path(args.out, re.sub(r"[^a-z0-9.]+", "-", command)[-240:])
-            kept[command] = run(command, folder, args.data)
-            FILE.write_text(json.dumps(kept, indent=1))
-        return kept[command]
-
-    for name, command, choices in GRID:
-        if args.only in f"{name}: {command}":
-            for flags in choices:
-                result(name, f"{command} {flags}", 0)
+    for name in filter(None, args.steps.split(",")):
+        steps[name](args)
+    write()
 
 
 if __name__ == "__main__":

@@ -3,6 +3,7 @@ import re
 import shutil
 
 import pytest
+import results
 from conftest import HERE, run
 
 ROOT = HERE.parent
@@ -61,3 +62,19 @@ def test_commands_and_linked_files_exist():
             assert flag in text, f"{program} {flag}"
     for file in re.findall(r"\]\((tests/[^)]+)\)", README):
         assert (ROOT / file).is_file(), file
+
+
+def test_figures_are_those_of_the_runs():
+    pages, shown = [page.read_text("utf-8") for page in results.PAGES], 0
+    for make in results.TABLES:
+        lines = make()
+        shown += any("\n".join(lines) + "\n" in page for page in pages)
+    assert shown == len(results.TABLES)
+    parity = results.KEPT["python -m pytest -s -k parity tests"]
+    for name in ("csra", "q2l", "cprfl", "asl"):
+        row = re.search(rf"^\| `{name}\.py` .*$", README, re.MULTILINE)[0]
+        short = {key: f"{value:.0e}".replace("e-0", "e-") for key, value in parity.items()
+                 if isinstance(value, float) and key.split(",")[0] == name}
+        assert f"| {', '.join(short[key] for key in (name, f'{name}, training') if key in short)} |" in row
+        command = next(command for command in results.SCENES if command.startswith(name))
+        assert row.endswith(f"| {results.KEPT[f'{command} --seed 0']['mAP']:.1f} |")
