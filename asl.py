@@ -17,9 +17,9 @@ Paper, released code, this file:
 - Released: log of max(p, 1e-8), which is no bound at all in fp16 (it rounds to 0) and stops the
   gradient of a confident mistake. Here logsigmoid, in float32 whatever comes in, and no epsilon.
 - Released: 224 px unless told otherwise; the paper's 448 px here. TResNet: inputs in [0, 1].
-- Released: the average of the weights starts at the first ones with the full decay, and the better
-  of raw and average counts, at the best epoch on the test set. Here the decay warms up (train.py)
-  and the average after the last epoch counts.
+- Released: the EMA starts at the initial weights with the full decay, and the better
+  of raw and EMA is reported, at the best epoch on the test set. Here the decay warms up (train.py)
+  and the EMA after the last epoch is reported.
 - Left out: adaptive asymmetry (Eq. 10-11).
 
 Run: python asl.py                            synthetic scenes on a CPU: 97.7 mAP
@@ -54,7 +54,7 @@ def asymmetric_loss(logits, targets, gamma_neg=4.0, gamma_pos=0.0, clip=0.05, de
 
 
 def focus(p, gamma, detach):
-    """p^gamma; with gradient, p stays off 0, where a root's slope is not finite."""
+    """p^gamma; with gradient, p is kept above 0, where the slope of a root is infinite."""
     return (p.detach() if detach else p.clamp(min=1e-30)) ** gamma
 
 
@@ -102,7 +102,7 @@ def distribution_balanced_loss(logits, targets, class_freq, num_images=None, alp
     z = logits.to(torch.promote_types(logits.dtype, torch.float32))
     class_freq = torch.as_tensor(class_freq, dtype=z.dtype, device=z.device)
     prior = class_freq.clamp(min=1) / (num_images or class_freq.sum())
-    # z - nu, nu = -kappa / lam * logit(prior): rare classes are negative with less effort.
+    # z - nu, nu = -kappa / lam * logit(prior): lowers the logits of rare classes.
     z = z + kappa / lam * torch.logit(prior, eps=1e-6)
     y = targets > 0
     scale = torch.where(y, 1.0, lam)  # negative-tolerant: steep but bounded, its weight 1 / lam

@@ -6,7 +6,7 @@ Classification", ACM MM 2024. Its equations:
     (1)   F = phi(f)                      local features, a linear map: HW tokens of width d
     (2)   P = GELU(W W1 + b1) W2 + b2     prompts from the class names' text features W (K, m)
     (3)   Z = [F; P]
-    (4)   Z' = MHA(Z)                     visual-semantic interaction; the prompts' outputs P' go on
+    (4)   Z' = MHA(Z)                     visual-semantic interaction; keeps the prompts' outputs P'
     (5)   P'' = GELU(P' Wr + b3) Wo + b4  no residual connection, here or around the attention
     (6)   s_k = sigmoid(p''_k . p_k)      the refined feature against its own prompt, unscaled
     (7)   asymmetric loss, g+ 0, g- 4, margin 0.05
@@ -16,12 +16,13 @@ Paper, released code, this file:
   trained. Here frozen; `tune_text` trains it.
 - Released: a schedule of 80 epochs that stops after 79 on COCO-LT and after 29 on VOC-LT; batch 16.
   Paper: 30 epochs, batch 32. Here as released.
-- Learning rate: the released script has 1e-5 for both sets; 5e-5 for VOC-LT stands only in the name
+- Learning rate: the released script has 1e-5 for both sets; 5e-5 for VOC-LT occurs only in the name
   of a run in its configuration. Here 1e-5.
 - Released: LayerNorm before attention and before Eq. 5, heads of width 512, no bias in queries,
   keys and values, no position embedding, dropout 0.1 after each linear map but not on the attention
   weights. The paper's equations leave them out.
-- Released: a lower learning rate for the backbone is set up and never takes effect. Here: one.
+- Released: a lower learning rate for the backbone is set up but never takes effect. Here: one,
+  unless `head_lr` says otherwise.
 - Eq. 7 as released: weights without gradient, probabilities at least 1e-8, mean over B and K.
 - Released: the best epoch on the test set is reported. Here: the EMA weights after the last one.
 - Only the prompts' outputs are used, so only they are queried here, and what depends on no image
@@ -71,7 +72,7 @@ def name_and_weights(text):
 
 @torch.no_grad()
 def class_features(classes, text):
-    """W (K, m), from a cache file, which is refused if it was made of anything else."""
+    """W (K, m), cached in a file; one made from other inputs is refused. Raises ValueError."""
     name, tag = name_and_weights(text)
     if tag is None:
         print("text features: of an UNTRAINED text tower (text=random)")
@@ -82,12 +83,12 @@ def class_features(classes, text):
     if file.is_file():
         stored = torch.load(file, weights_only=True)
         if stored["record"] != record:
-            raise ValueError(f"{file} holds the features of something else: delete it")
+            raise ValueError(f"{file} holds features of other classes or weights: delete it")
         return stored["features"]
     try:
         features = text_tower(text, tag).encode_text(text_tokens(classes, text))
     except (OSError, RuntimeError) as error:
-        raise ValueError(f"text={text}: {str(error)[:100]}...\nTwo ways out: a network, once (then "
+        raise ValueError(f"text={text}: {str(error)[:100]}...\nTwo ways out: go online once (then "
                          f"{file} keeps the features), or --text-features FILE: a .npy or .pt "
                          f"file with your own ({len(classes)}, m)") from error
     file.parent.mkdir(parents=True, exist_ok=True)
@@ -102,7 +103,7 @@ def own_features(features, count):
             features = np.load(features) if features.endswith(".npy") \
                 else torch.load(features, weights_only=True)
         features = torch.as_tensor(features, dtype=torch.float32)
-    except Exception as error:  # damaged files raise all kinds
+    except Exception as error:  # damaged files raise many kinds of error
         raise ValueError(f"text features {features}: not .npy or .pt ({error!r:.90})") from error
     if features.ndim != 2 or len(features) != count or not features.numel() \
             or not features.isfinite().all():
@@ -174,7 +175,7 @@ class CPRFL(nn.Module):
             features = class_features(classes, text) if text_features is None \
                 else own_features(text_features, len(classes))
             self.register_buffer("text_features", features)
-            # A released checkpoint doesn't hold them: those of `build` stay.
+            # A released checkpoint lacks the text features: keep those from `build`.
             self.register_load_state_dict_pre_hook(
                 lambda module, state, prefix, *_: state.setdefault(
                     f"{prefix}text_features", module.text_features))

@@ -14,7 +14,7 @@ Paper, released code, this file:
 - COCO with ResNet-101: 4 heads in the paper; the released "4 heads" command passes 6. Here 4.
 - Temperature infinity: the released code writes 99 for the maximum. Here it is math.inf.
 - ResNet inputs stay in [0, 1], without mean and std, as released; the paper doesn't say.
-- VOC's difficult objects are negative in training and ignored in the test, as released (data.py).
+- VOC's difficult objects are negative in training and ignored at test time, as released.
 - Released: no AMP. Here train.py's default; the pooling of Eq. 2-4 is in float32 anyway.
 
 Run: python csra.py                            synthetic scenes on a CPU: 99.8 mAP in 72 s
@@ -127,8 +127,8 @@ def loss(logits, targets):
 def param_groups(model, lr, weight_decay, head_lr=10.0):
     """As released: learning rate `lr` for the backbone, `head_lr` x `lr` for the classifier; weight
     decay on all parameters."""
-    return [{"params": [*model.backbone.parameters()], "lr": lr, "weight_decay": weight_decay},
-            {"params": [*model.head.parameters()], "lr": head_lr * lr, "weight_decay": weight_decay}]
+    return [{"params": [*part.parameters()], "lr": times * lr, "weight_decay": weight_decay}
+            for part, times in ((model.backbone, 1), (model.head, head_lr))]
 
 
 def from_official(state):

@@ -257,7 +257,7 @@ def main(argv=None):
         labels = (data.targets == 1).sum(1)
         print(f"{args.data} {split}: {len(data)} images, {len(data.classes)} classes, "
               f"{labels.mean():.2f} labels per image ({labels.min()} to {labels.max()}), "
-              f"{(labels == 0).sum()} without\n  {'class':24}     yes      no     unknown")
+              f"{(labels == 0).sum()} without labels\n  {'class':24}     yes      no     unknown")
         for name, (yes, no, unknown) in zip(data.classes, count):
             print(f"  {name:24}{yes:8}{no:8}{unknown:12}")
         for text in doubts(data, split):
@@ -268,7 +268,7 @@ def main(argv=None):
             rest = data.subset(np.setdiff1d(np.arange(len(data)), lost))
             order = [[(0, i)] for i in range(len(rest))]
             bad += copies(loader(rest, 32, order, workers=os.cpu_count()), rest, split, seen)
-    what = "missing, unreadable or in doubt" if args.verify else "missing; --verify decodes them"
+    what = "missing, unreadable or in doubt" if args.verify else "missing; --verify decodes all"
     print(*bad, f"{len(bad)} images {what}", sep="\n")
     return int(bool(bad))
 

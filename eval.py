@@ -78,8 +78,8 @@ def head_medium_tail(counts):
 
 def metrics(scores, targets, threshold=0.5, kind="all-points", counts=None):
     """In percent: mAP; CP, CR, CF1 (averaged over classes; CF1 from CP and CR); OP, OR, OF1 (over
-    all decisions score > threshold); with the suffix _3, of an image's top 3 that are above it,
-    too. `counts`, the class frequencies in training, adds the mAP of head, medium and tail classes.
+    all decisions score > threshold); with the suffix _3, only of those in an image's top 3.
+    `counts`, the class frequencies in training, adds the mAP of head, medium and tail classes.
     AP is the list per class (None without positives), positives the number of positives per class.
 
     scores: probabilities (N, K); targets (N, K): 1, 0, -1 (unknown); threshold: one, or one per
@@ -112,7 +112,7 @@ def metrics(scores, targets, threshold=0.5, kind="all-points", counts=None):
 
 
 def best_threshold(scores, targets):
-    """The threshold with the best F1 of scores (N,), targets (N,), midway between two scores."""
+    """Threshold of best F1 for scores, targets (N,), midway between two; 0.5 without positives."""
     s, y, last = ranked(scores, targets)
     if not y.any():
         return 0.5
@@ -138,9 +138,9 @@ def arguments(argv):
     flag, number = parser.add_argument, at_least(1)
     flag("--model", help="the method of --official")
     flag("--backbone", help="allows a checkpoint to load this backbone from a hub or a folder")
-    flag("--weights", choices=("raw", "ema"), help="default: as the recipe reports")
-    flag("--data", choices=READERS, help="default: the data set of the training")
-    flag("--root", help="default: the folder of the training")
+    flag("--weights", choices=("raw", "ema"), help="default: those that the recipe reports")
+    flag("--data", choices=READERS, help="default: the data set trained on")
+    flag("--root", help="default: the folder used in training")
     flag("--split", default="test", choices=("train", "val", "test"), help="which images")
     flag("--workers", type=at_least(-1), default=-1, help="loading processes; -1: by the machine")
     flag("--limit", type=number, help="a random N of the images, the same each time")
@@ -148,14 +148,14 @@ def arguments(argv):
     flag("--ap", default=KINDS[0], choices=KINDS, help="definition of AP")
     flag("--threshold", default="0.5", help="a number, or a file of --tune-threshold")
     flag("--tune-threshold", metavar="SPLIT", choices=("train", "val", "test"),
-         help="find the one of the best F1 on SPLIT; kept next to the checkpoint")
+         help="find the threshold with the best F1 on SPLIT; saved next to the checkpoint")
     flag("--per-class", action="store_true", help="tune one threshold per class")
-    flag("--image-size", type=number, help="default: the one of the training")
+    flag("--image-size", type=number, help="default: the size used in training")
     flag("--sizes", type=lambda text: [*map(number, text.split(","))], metavar="SIZES",
          help="image sizes to average over, such as 448,576")
     flag("--flip", action="store_true", help="average with the mirrored image")
     flag("--residual", type=float, metavar="LAM", help="CSRA's trick on a pooled linear classifier")
-    flag("--predict", nargs="+", metavar="PATH", help="label files and folders")
+    flag("--predict", nargs="+", metavar="PATH", help="print the labels of files and folders")
     flag("--json", action="store_true", help="--predict: a JSON object per line")
     flag("--heatmaps", metavar="DIR", help="a contact sheet per image")
     flag("--each-head", action="store_true", help="--heatmaps: layers and heads apart")
@@ -178,7 +178,7 @@ def arguments(argv):
 
 
 def table(title, result, classes, kind, threshold, split):
-    """What is printed."""
+    """The text that is printed: AP and positives per class, then the means."""
     given = f"{threshold:.4g}" if np.ndim(threshold) == 0 else "one per class"
     empty = [name for name, count in zip(classes, result["positives"]) if not count]
     lines = [f"{title}, {kind} AP, threshold {given}{f' tuned on {split}' if split else ''}"]
@@ -252,7 +252,7 @@ def main(argv=None):
             return int(len(data) < listed)
         if args.pointing:
             if scorer.data not in BOXES:
-                raise InputError(f"{scorer.data} has no boxes: {', '.join(BOXES)} have")
+                raise InputError(f"{scorer.data} has no boxes; choose from {', '.join(BOXES)}")
             found = BOXES[scorer.data](Path(scorer.root or "."), args.split, paths=data.paths)
             extra = maps.pointing(scorer.maps(data), found, scorer.map_offset(), data.targets,
                                   scorer.columns)

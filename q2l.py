@@ -11,7 +11,7 @@ that a position embedding has been added, F are the feature map's H W tokens of 
     (5)  y = 1: (1 - p)^g+ log p;  y = 0: p^g- log(1 - p)      simplified asymmetric loss
 
 Paper, released code, this file:
-- Eq. 1: the released decoder has no self-attention (deleted by default), and so its checkpoints.
+- Eq. 1: the released decoder has no self-attention (deleted by default), nor do its checkpoints.
   Here `self_attention=False` is the released decoder, True the paper's.
 - Eq. 5: the paper has g+ 0, g- 1; the released command g- 2, weights without gradient, p at least
   1e-5, sum / B / K * 1000. Here `loss` is the released one; GAMMAS names both pairs, and
@@ -19,7 +19,7 @@ Paper, released code, this file:
 - The decoder starts from zeros; label embeddings are the labels' positions, added in every layer.
 - Released: a learning rate multiplier of batch / 256 that OneCycle overrides, and a Cutout of about
   one pixel: both without effect, left out. An early stop, 8 epochs after the best on the test set,
-  and the better of raw weights and average: left out, the average after the last epoch counts.
+  and the better of raw weights and average: left out; the EMA after the last epoch is reported.
 - Frozen as released (`freeze`): stem and layer1 of ResNet and TResNet, every BatchNorm of a ResNet.
   Without pretrained weights they would stay random: --no-freeze.
 
@@ -142,7 +142,7 @@ class Q2L(nn.Module):
 
     `d_model`: None is the backbone's width. `self_attention`: True is the paper's decoder, False
     the released one. `project`: None is the identity where the backbone's width is d_model, else a
-    1 x 1 convolution; True always is one. `freeze`: stem and layer1 of a ResNet or TResNet, and a
+    1 x 1 convolution; True always uses one. `freeze`: stem and layer1 of a ResNet or TResNet, and a
     ResNet's BatchNorms. `output_stride`: 8 or 16 keeps maps finer.
     """
 
@@ -207,7 +207,7 @@ REDUCTION = "mean"  # of `loss` over the batch
 def loss(logits, targets, gamma_pos=0.0, gamma_neg=2.0, eps=1e-5):
     """Eq. 5 as released: detached weights, sum / B / K * 1000. (B, K); targets of -1 are ignored.
 
-    The 1000 matters to Adam only through its epsilon and to clipping. Paper: GAMMAS["paper"].
+    For Adam, the factor 1000 matters only through epsilon and clipping. Paper: GAMMAS["paper"].
     """
     p = torch.sigmoid(logits.to(torch.promote_types(logits.dtype, torch.float32)))
     truth = torch.where(targets > 0, p, 1 - p)  # probability of what is true

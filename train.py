@@ -57,7 +57,7 @@ def train(method, s):
     device, dtype, s["workers"] = hardware(s["amp"], s["workers"])
     last = Path(s["out"], "last.pt")
     if s["out"] and last.is_file() and not s["resume"]:
-        raise InputError(f"{last} is there: --resume continues it, --out starts elsewhere")
+        raise InputError(f"{last} exists: --resume continues it, --out starts elsewhere")
     check(s, device)
 
     # data, model, loss
@@ -75,7 +75,7 @@ def train(method, s):
     if s["resume"] and last.is_file():
         stored = read_checkpoint(last)
         compare(stored.get("prints"), prints, last)
-        with reading(last, "damaged: start anew, or take a copy"):
+        with reading(last, "damaged: start over, or restore a backup"):
             learner.load_state_dict(stored)
             done, losses, history = progress(stored, steps)
 
@@ -178,7 +178,7 @@ class Learner:
         self.optimizer, self.scheduler = optimizer_and_schedule(groups, s, steps)
         self.scaler = torch.amp.GradScaler(device.type, enabled=dtype is torch.float16)
         self.average = copy.deepcopy(self.model).requires_grad_(False) if s["ema"] else None
-        if self.average:  # tensors of both, in lists: they stay the same ones
+        if self.average:  # paired once: the tensors stay the same objects
             pairs = zip(self.average.state_dict().values(), self.model.state_dict().values())
             self.pairs = [*zip(*(pair for pair in pairs if pair[0].is_floating_point()))]
         if s["compile"]:
@@ -232,7 +232,7 @@ class Learner:
 
 
 def test(learner, data, batches, counts, final):
-    """The metrics of the weights that the recipe reports; in the end also the mAP of the others."""
+    """The metrics of the weights that the recipe reports; at the end also the mAP of the others."""
     s, result = learner.s, {}
     models = {"raw": learner.model} | ({"ema": learner.average} if s["ema"] else {})
     reported = s["report"] if s["ema"] else "raw"
@@ -271,7 +271,7 @@ def finish(log, history, s, last, monitor, seconds):
 
 
 def optimizer_and_schedule(groups, s, steps):
-    """torch's own, stepped once per iteration. `steps`: per epoch."""
+    """torch's, both updated once per training step. `steps`: training steps per epoch."""
     kind = {"sgd": partial(SGD, momentum=0.9), "adam": Adam, "adamw": AdamW}[s["optimizer"]]
     device = next(p.device.type for group in groups for p in group["params"])
     fused = {} if s["optimizer"] == "sgd" else {  # torch's fused SGD keeps an unset momentum where

@@ -30,11 +30,11 @@ def read_file(path):
     try:
         with torch.serialization.safe_globals(allowed):
             return torch.load(path, map_location="cpu", weights_only=True)
-    except pickle.UnpicklingError as error:  # whose text advises to execute what the file says
-        raise InputError(f"{path}: no readable checkpoint: it is damaged, or holds more than "
+    except pickle.UnpicklingError as error:  # its text advises running the file's code
+        raise InputError(f"{path}: not a readable checkpoint: it is damaged, or holds more than "
                          "tensors and numbers") from error
-    except Exception as error:  # torch raises all kinds on damaged files
-        raise InputError(f"{path}: no readable checkpoint ({one_line(error)}); "
+    except Exception as error:  # torch raises many kinds on damaged files
+        raise InputError(f"{path}: not a readable checkpoint ({one_line(error)}); "
                          "train.py writes OUT/last.pt after each epoch") from error
 
 
@@ -43,11 +43,11 @@ def read_checkpoint(path):
     checkpoint = read_file(path)
     parts = {"settings": dict, "model": dict, "classes": list, "ema": (dict, type(None))}
     if not isinstance(checkpoint, dict) or "settings" not in checkpoint:
-        raise InputError(f"{path}: not of train.py; eval.py --official takes released ones")
+        raise InputError(f"{path}: not written by train.py; eval.py --official takes released ones")
     for name, kind in parts.items():
         if not isinstance(checkpoint.get(name), kind):
             raise InputError(f"{path}: damaged: its {name!r} is missing or of another kind; train "
-                             "again, or take a copy")
+                             "again, or restore a backup")
     count = checkpoint.get("counts")
     if count is not None and (not isinstance(count, list) or len(count) != len(
             checkpoint["classes"]) or not all(type(n) is int for n in count)):
@@ -65,7 +65,7 @@ def progress(stored, steps):
 
 
 def fingerprint(data, root):
-    """What must not change between a run and its resumption; paths count from `root`."""
+    """What must not change between a run and its resumption; paths are relative to `root`."""
     paths = "\n".join(path.removeprefix(f"{root}") for path in data.paths)
     return {"classes": data.classes, "number of images": len(data),
             "paths": hashlib.sha256(paths.encode("utf-8", "surrogateescape")).hexdigest(),
@@ -75,7 +75,7 @@ def fingerprint(data, root):
 def compare(stored, prints, last):
     """Refuses to resume with other data."""
     if stored is None:
-        raise InputError(f"{last} is of an older version: it evaluates, but it can't be resumed")
+        raise InputError(f"{last} is from an older version: eval.py reads it, --resume does not")
     for split, now in prints.items():
         before = stored.get(split, {}) if isinstance(stored, dict) else {}
         if changed := [what for what, value in now.items() if before.get(what) != value]:

@@ -1,4 +1,4 @@
-"""What ends a training with a clear line: settings, images and losses that cannot work."""
+"""What ends a run with a clear message: settings, images and losses that cannot work."""
 import math
 
 from data import InputError
@@ -12,7 +12,7 @@ def check(s, device):
         raise InputError(f"--batch-size {s['batch_size']} must be a multiple of {world} processes "
                          f"times --accumulate {s['accumulate']}")
     if world > 1 and s["download"]:
-        raise InputError("--download: run it before, in one process: python data.py --download")
+        raise InputError("--download: run it first, in one process: python data.py --download")
     if s["sync_bn"] and device.type != "cuda":
         raise InputError("--sync-bn is for several GPUs")
 

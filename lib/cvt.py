@@ -39,7 +39,7 @@ class Attention(nn.Module):
         self.proj_q, self.proj_k, self.proj_v, self.proj = (nn.Linear(d, d) for _ in range(4))
 
     def forward(self, x, grid):
-        """x (B, [1 +] HW, d): a class token, if there is one, goes around the convolutions."""
+        """x (B, [1 +] HW, d): a class token, if there is one, bypasses the convolutions."""
         token, cells = x.split([x.shape[1] - grid[0] * grid[1], grid[0] * grid[1]], 1)
         cells = cells.transpose(1, 2).unflatten(2, grid)  # (B, d, H, W)
 

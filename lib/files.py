@@ -88,8 +88,8 @@ def read_scores(path):
         if scores.dtype.kind not in "fiu" or file["classes"].ndim != 1 or paths.ndim != 1 \
                 or len(set(classes)) < len(classes) or counts is not None and not (
                     counts.dtype.kind in "fiu" and (counts >= 0).all()):
-            raise ValueError("scores or counts that are no numbers, paths that are no list, or "
-                             "classes that are no list of different names")
+            raise ValueError("scores or counts that are not numbers, paths that are not a list, or "
+                             "classes that are not a list of distinct names")
         if not scores.shape == targets.shape == (len(paths), len(classes)) or not scores.size \
                 or counts is not None and counts.shape != (len(classes),):
             raise ValueError(f"scores {scores.shape}, targets {targets.shape}, {len(classes)} "
@@ -100,7 +100,7 @@ def read_scores(path):
 
 
 def write_scores(path, scores, data, counts):
-    """--scores"""
+    """--scores: saves scores and targets (N, K), classes, paths and class frequencies."""
     more = {} if counts is None else {"counts": counts}
     with reading(path, "make room, or choose another place to write to"), open(path, "wb") as file:
         np.savez_compressed(file, scores=scores, targets=data.targets, **more,

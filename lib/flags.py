@@ -1,4 +1,4 @@
-"""Checks of eval.py's flags: none is ignored in silence."""
+"""Checks of eval.py's flags: none is ignored silently."""
 import argparse
 
 CONFLICTS = {  # a flag -> flags that it would ignore

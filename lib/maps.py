@@ -90,7 +90,7 @@ def draw_heatmaps(folder, attention, data, scores, offset, threshold, each_head)
 
 
 def sheet(rows, height):
-    """Rows of (tile, caption) on a white ground."""
+    """Rows of (tile, caption) on a white background."""
     width, font = WIDTH + 4, ImageFont.load_default(14)
     result = Image.new("RGB", (width * len(rows[0]), height * len(rows)), "white")
     for r, row in enumerate(rows):

@@ -39,8 +39,8 @@ def build_model(method, settings, classes):
         with torch.no_grad():
             model.eval()(torch.zeros(1, 3, settings["image_size"], settings["image_size"]))
         return model.train()
-    except Exception as error:  # timm, open_clip and decoders raise all kinds
-        remedy = ("\nPretrained weights need a network once, then they are cached; "
+    except Exception as error:  # timm, open_clip and decoders raise many kinds of error
+        remedy = ("\nPretrained weights need internet access once, then they are cached; "
                   "--no-pretrained starts from random ones.") if settings["pretrained"] else ""
         raise InputError(f"{settings['model']}, backbone {settings['backbone']}: "
                          f"{str(error)[:800] or repr(error)}{remedy}") from error

@@ -8,14 +8,14 @@ from lib.processes import process
 
 
 def splits(s):
-    """The splits of a training by name: train, test, and val where your own data set has one."""
+    """The splits of a run by name: train, test, and val where your own data set has one."""
     val = s["data"] == "csv" and Path(s["root"], "val.csv").is_file()
     names = ["train", "test", "val"][:2 + val]
     sets = {name: load(s["data"], s["root"], name, drop_unlabelled=s["drop_unlabelled"],
                        long_tail=s["long_tail"], download=s["download"]) for name in names}
     for name, data in sets.items():
         if data.classes != sets["train"].classes:
-            raise InputError(f"{s['data']}: train and {name} have other classes: "
+            raise InputError(f"{s['data']}: train and {name} have different classes: "
                              f"{sets['train'].classes[:5]}..., {data.classes[:5]}...")
         if not (data.targets == 1).any() and not s["data"].endswith("-server"):
             raise InputError(f"{s['data']}: the {name} split has no positive label: every value is "
@@ -28,14 +28,14 @@ def splits(s):
 
 
 def in_order(count, batch_size):
-    """Each of `count` samples once, in order; the batches of all processes."""
+    """Each of `count` samples once, in order; this rank's part of each batch."""
     rank, world = process()
     return [[(0, i) for i in range(start + rank, min(start + batch_size, count), world)]
             for start in range(0, count, batch_size)]
 
 
 def shuffled(count, batch_size, epochs, seed, first=0):
-    """A whole training from step `first` on. Each epoch has its own order, by (seed, epoch), and
+    """This rank's batches from step `first` on. Each epoch has its own order, by (seed, epoch), and
     drops what is left after its last full batch."""
     rank, world = process()
     steps = max(count // batch_size, 1)  # per epoch

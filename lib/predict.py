@@ -42,7 +42,7 @@ def predict(model, batches, device, dtype, mean, std, flip=False, skip_bad=0):
         images = normalize(batch.images, device, mean, std)
         with torch.autocast(device.type, dtype, enabled=dtype is not None):
             views = [images, images.flip(3)] if flip else [images]
-            if len(images):  # the logits stay on the device: it is waited for only at the end
+            if len(images):  # the logits stay on the device: wait for it only at the end
                 logits.append(torch.stack([model(view) for view in views]).movedim(0, -1))
                 index.append(batch.index)
 
@@ -112,7 +112,7 @@ def open_model(checkpoint, state, path):
         model.load_state_dict(state)
     except (RuntimeError, TypeError, AttributeError) as error:
         raise InputError(f"{path} doesn't fit the model: {str(error)[:600]}\n"
-                         "Do --backbone, --image-size and so on?") from error
+                         "Check --backbone, --image-size and so on.") from error
     return model
 
 

@@ -16,7 +16,7 @@ from lib.processes import process
 
 
 class Log:
-    """OUT/log.jsonl: one JSON line for programs; `say`: one line for people. Of rank 0."""
+    """OUT/log.jsonl: one JSON line for programs; `say`: one line for people. Only rank 0 writes."""
 
     def __init__(self, out, record, fresh=False):
         self.on = process()[0] == 0
@@ -31,7 +31,7 @@ class Log:
                 raise InputError(f"{out}: another run is writing there ({error}): wait for it, "
                                  "stop it, or choose another --out") from error
             if fresh and (out / "last.pt").exists():  # of a run that ended in the meantime
-                raise InputError(f"{out / 'last.pt'} is there: --resume continues it, --out starts "
+                raise InputError(f"{out / 'last.pt'} exists: --resume continues it, --out starts "
                                  "elsewhere")
             self.file.truncate(0)
         for line in record:
@@ -82,7 +82,7 @@ def stopped():
 
 @contextmanager
 def program(note_signals=False):
-    """Ends with one line for what a user can mend; leaves the process group in any case."""
+    """Turns errors that a user can fix into one line; leaves the process group in any case."""
     numbers = (signal.SIGTERM, signal.SIGINT) if note_signals else ()
     before = [signal.signal(number, note_signal) for number in numbers]
     SIGNALS.clear()

@@ -41,7 +41,7 @@ SETTINGS = {  # name: (default, allowed: choices or [from, below), help)
     "report": ("ema", ["ema", "raw"], "whose mAP is the result; without ema, raw"),
     # how and where to run
     "weights": ("", None, "a file of the backbone's weights, in place of timm's pretrained ones"),
-    "init": ("", None, "a checkpoint to start from, also one of other classes"),
+    "init": ("", None, "a checkpoint to start from, even one with different classes"),
     "official": (False, None, "--init is a released checkpoint"),
     "root": ("", None, "folder of the data set"),
     "out": ("", None, "folder of the run"),
@@ -86,7 +86,7 @@ def literal(text):
 
 
 def as_typed(value):
-    """A setting as one types it."""
+    """A setting as typed on the command line."""
     return ",".join(map(str, value)) if isinstance(value, tuple) else value
 
 
@@ -106,8 +106,8 @@ def keywords(function, what):
 
 
 def checked(settings, path):
-    """The settings of a checkpoint. Those that are newer than it get their default."""
-    with reading(path, "damaged: train again, or take a copy"):
+    """The settings of a checkpoint. Settings newer than the checkpoint get their default."""
+    with reading(path, "damaged: train again, or restore a backup"):
         settings = {name: row[0] for name, row in SETTINGS.items()} | settings
         for name, (default, allowed, _) in SETTINGS.items():
             value, kind = settings[name], type(default)

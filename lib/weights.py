@@ -33,7 +33,7 @@ def shortened(names):
 
 def load_backbone(model, path):
     """--weights: a .safetensors or .pth file under timm's names, or names that timm converts."""
-    remedy = "needed is a file of this backbone's weights, under names that timm knows"
+    remedy = "a file of this backbone's weights is needed, under names that timm knows"
     with reading(path, remedy):
         state = timm.models.load_state_dict(path, use_ema=False, weights_only=True)
         module = sys.modules[type(model.backbone).__module__]
@@ -66,8 +66,8 @@ def load_checkpoint(model, method, path, official, classes):
             and (name.startswith("backbone.") or count not in x.shape)}
     if any(name.startswith("backbone.") and name not in fits and "num_batches" not in name
            for name in own):
-        raise InputError(f"{path}: its backbone does not fit this one: do --backbone and "
-                         "--image-size?")
+        raise InputError(f"{path}: its backbone does not fit this one: check --backbone and "
+                         "--image-size")
     model.load_state_dict(fits, strict=False)
     anew = [name for name in own if name not in fits and "num_batches" not in name]
     rest = [name for name in state if name not in own]

@@ -1,8 +1,8 @@
-"""What is worth a look before training: labels that may not be meant, images that occur twice."""
+"""What is worth a look before training: labels that may be mistakes, images that occur twice."""
 
 
 def doubts(data, split):
-    """Warnings about classes whose labels may not be what is meant."""
+    """Warnings about classes whose labels may be mistaken."""
     for value, what in ((1, "no positive image"), (0, "no negative image (-1 means unknown)")):
         bad = [name for name, ok in zip(data.classes, (data.targets == value).any(0)) if not ok]
         if bad:
@@ -11,7 +11,7 @@ def doubts(data, split):
 
 
 def copies(batches, data, split, seen):
-    """Messages about images that cannot be read, and about images that occur twice with other
+    """Messages about images that cannot be read, and about images that occur twice with different
     labels or in both splits. `seen`: content -> (split, path, labels)."""
     for batch in batches:
         yield from batch.bad
@@ -20,4 +20,4 @@ def copies(batches, data, split, seen):
             other = seen.setdefault(image.tobytes(), one)
             if other[::2] != one[::2]:
                 yield (f"{one[1]} ({split}) shows the same as {other[1]} ({other[0]})"
-                       + ", with other labels" * (other[2] != one[2]))
+                       + ", with different labels" * (other[2] != one[2]))

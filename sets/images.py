@@ -8,14 +8,14 @@ from PIL import ExifTags, Image, ImageOps
 from sets import scenes
 from sets.table import reading
 
-try:  # torchvision has announced its end; Pillow gives the same values, in twice the time
+try:  # torchvision will remove it; Pillow gives the same values in twice the time
     from torchvision.io import decode_jpeg
 except ImportError:
     decode_jpeg = None
 
 
 def read_image(path, upright=False):
-    """uint8 (3, H, W), RGB. `upright` applies EXIF rotation, which the released codes ignore."""
+    """uint8 (3, H, W), RGB. `upright` applies EXIF rotation, which the released code ignores."""
     if path.startswith("scene:"):
         return torch.from_numpy(scenes.draw(path)[0]).permute(2, 0, 1)
     file, _, box = path.partition("::")

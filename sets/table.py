@@ -21,7 +21,7 @@ def reading(file, remedy):
         raise InputError(f"{file}: no {error}: {remedy}") from error
     except InputError:
         raise
-    except Exception as error:  # decoders and parsers raise all kinds on damaged files
+    except Exception as error:  # decoders and parsers raise many kinds of error
         raise InputError(f"{file}: {one_line(error)}: {remedy}") from error
 
 

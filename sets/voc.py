@@ -16,7 +16,7 @@ CLASSES = ["aeroplane", "bicycle", "bird", "boat", "bottle", "bus", "car", "cat"
 
 def read_voc(root, split, year, train, test):
     """Classes, paths and targets (N, 20). Difficult objects (0 in the lists) are negative in
-    training and unknown in the test, as in CSRA's protocol."""
+    training and unknown at test time, as in CSRA's protocol."""
     name = {"train": train, "test": test, "server": None}[split]
     folder, remedy = root / "VOCdevkit" / f"VOC{year}", f"{root} must hold VOCdevkit/VOC{year}"
     if name is None:
@@ -41,6 +41,6 @@ def read_voc(root, split, year, train, test):
 
 
 def fetch(root, year):
-    """Through torchvision."""
+    """Downloads VOC of this year into ROOT, through torchvision."""
     for part in ("trainval", "test") if year == 2007 else ("trainval",):
         torchvision.datasets.VOCDetection(str(root), str(year), part, download=True)

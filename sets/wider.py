@@ -12,7 +12,7 @@ CLASSES = ["male", "long hair", "sunglasses", "hat", "T-shirt", "long sleeves", 
 
 def read_wider(root, split):
     """Classes, paths and targets (N, 14). An unspecified attribute (0 in the file) is negative in
-    training and unknown in the test."""
+    training and unknown at test time."""
     name = {"train": "trainval", "test": "test"}[split]
     file = root / "wider_attribute_annotation" / f"wider_attribute_{name}.json"
     codes, paths, values = {1: 1, -1: 0, 0: 0 if split == "train" else -1}, [], []

@@ -1,6 +1,6 @@
-"""Speed against the reference implementation, both in one run, and how far their outputs are apart.
+"""Speed against the reference implementation, both in one run, and how far apart their outputs are.
 
-Run: python tests/bench.py [--images DIR]     DIR: a folder of JPEG images; without it, made ones
+Run: python tests/bench.py [--images DIR]     DIR: a folder of JPEG images; else generated ones
 """
 import argparse
 import os
@@ -34,8 +34,8 @@ from sets.scenes import draw as draw_scene
 
 
 def rates(ways, items, repeats=5):
-    """Items/s of each way, the median of `repeats`; the ways take turns, each goes first in half of
-    them: noise and a cache left warm hit them all."""
+    """Items/s of each implementation, median of `repeats`; they take turns, each first in half of
+    them: noise and warm caches affect all of them."""
     seconds = {name: [] for name in ways}
     for turn in range(repeats):
         for name, way in list(ways.items())[::-1 if turn % 2 else 1]:
@@ -47,7 +47,7 @@ def rates(ways, items, repeats=5):
 
 
 def make_images(folder, count=32):
-    """JPEG files of COCO's usual size and about its usual weight."""
+    """JPEG files of COCO's usual size and about its usual file size."""
     for i in range(count):
         scene = Image.fromarray(draw_scene(f"scene:2/{i}")[0]).resize((640, 480), Image.BICUBIC)
         scene.save(folder / f"{i}.jpg", quality=92)
@@ -78,7 +78,7 @@ def input_speed(images):
         if not images:
             make_images(Path(made))
         paths = sorted(str(p) for p in Path(images or made).rglob("*.jpg"))[:160]
-        print(f"\nInput: images/s on one core, 448 px; {len(paths)} of {images or 'made ones'}")
+        print(f"\nInput: images/s on one core, 448 px; {len(paths)} from {images or 'scenes'}")
         finish = [v1.ToTensor(), v1.Normalize((0.485, 0.456, 0.406), (0.229, 0.224, 0.225))]
         plain = {"evaluation": [v1.Resize((448, 448))],
                  "CSRA training": [v1.RandomResizedCrop(448, (0.7, 1)), v1.RandomHorizontalFlip()],
@@ -106,13 +106,13 @@ def input_speed(images):
 
 
 def timed(ways, repeats, calls=1):
-    """Milliseconds of each way (a function): median of `repeats` means over `calls`."""
+    """Milliseconds per call of each function: median of `repeats` means over `calls`."""
     calls_of = {name: lambda _, way=way: way() for name, way in ways.items()}
     return {name: 1000 / rate for name, rate in rates(calls_of, range(calls), repeats).items()}
 
 
 def backward(way, leaves):
-    """A function that runs `way()` forward and backward, with `leaves` free of gradients before."""
+    """A function that runs `way()` forward and backward, clearing the gradients of `leaves`."""
     def call():
         for x in leaves:
             x.grad = None
@@ -141,7 +141,7 @@ def loss_speed():
 
 
 def peak_memory(call, leaves):
-    """MiB that the tensors of a call take at most."""
+    """The peak memory of a call's tensors, in MiB."""
     for x in leaves:  # else the call would begin by freeing them
         x.grad = None
     if torch.cuda.is_available():
@@ -157,7 +157,7 @@ def peak_memory(call, leaves):
 
 
 def head_speed(name, ways, inputs, module, repeats):
-    """Forward + backward of both ways in training mode: ms, peak MiB; how far they are apart."""
+    """Forward + backward of both implementations in training mode: ms, peak MiB, difference."""
     leaves = [*inputs, *module.parameters()]
     calls = {key: backward(partial(way, *inputs), leaves) for key, way in ways.items()}
     peak = {key: peak_memory(call, leaves) for key, call in calls.items()}  # and the warm-up

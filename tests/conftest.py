@@ -10,7 +10,7 @@ import numpy as np
 import pytest
 import torch
 
-os.environ["HF_HUB_OFFLINE"] = "1"  # before the hub's client is imported: no test asks a network
+os.environ["HF_HUB_OFFLINE"] = "1"  # before the hub's client is imported: no test uses the network
 HERE = Path(__file__).parent
 sys.path.insert(0, str(HERE.parent))
 PARITY = json.loads((HERE / "parity.json").read_text())  # figures of the released models

@@ -89,7 +89,7 @@ def written_out(model):
 
 
 def plain_csra(head, x):
-    """Head by head and class by class's norm, as the equations stand."""
+    """Head by head and class by class, as the equations are written."""
     logits = 0
     for weight, T in zip(head.weight, head.temperatures):
         s = torch.nn.functional.conv2d(x, weight[:, :, None, None])

@@ -191,7 +191,7 @@ def mean(values, digits=1):
 
 
 def of_runs(table, command, choices, value, seeds=SEEDS):
-    """`value` of the kept runs of a row, by seed; it gets the name of the run and its result."""
+    """`value(name, result)` of each kept run of a row, by seed."""
     flags = choice(table, command, choices)
     names = [full(table, command, flags, seed) for seed in seeds] if flags else []
     return [value(name, KEPT[name]) for name in names if name in KEPT]
@@ -280,7 +280,33 @@ def residual():
                          for lam in ("0.1", "0.3", "1"))]])
 
 
-TABLES = (photographs, long_tail, grid, seconds, small_objects, residual)
+def speed():
+    """From the lines that tests/bench.py prints."""
+    lines = KEPT.get("python tests/bench.py --images coco-mini", {"lines": []})["lines"]
+
+    def row(what, starts, pattern, unit):
+        """One row for several lines; `pattern` finds reference, here and ratio in each."""
+        found = [re.search(pattern, line).groups() for start in starts for line in lines
+                 if line.strip().startswith(start)]
+        return [what, *(" / ".join(column) + text for column, text in
+                        zip(zip(*found), (unit, unit, "")))]
+    plain, models = r"reference +([\d.]+) +ours +([\d.]+) +ratio ([\d.]+)", ("csra", "q2l", "cprfl", "asl")
+    training = r"training: reference +([\d.]+) +ours +([\d.]+) images/s +ratio ([\d.]+)"
+    head = r"reference (\d+ ms, \d+ MiB) +ours (\d+ ms, \d+ MiB) +ratio ([\d.]+)"
+    return table(["what", "reference", "here", "ratio"], [
+        row("input at 448 px, one core: evaluation / CSRA's training / RandAugment and Cutout",
+            ("evaluation  ", "CSRA training", "RandAugment"), plain, " images/s"),
+        row("training step, resnet18, 160 px, batch 8 (reference: float32): CSRA / Q2L / CPRFL / ASL",
+            models, training, " images/s"),
+        row("inference, likewise", models, "inference: " + plain, " images/s"),
+        row("asymmetric loss, forward and backward, (128, 80) / (128, 9605)", ("(128",), plain, " ms"),
+        row("the same, compiled", ("(128",), r"reference +([\d.]+) .*compiled +([\d.]+) +ratio ([\d.]+)",
+            " ms"),
+        row("Q2L's head, 2048 wide, 80 labels, 14 x 14 cells, batch 4", ("Q2L, batch",), head, ""),
+        row("CPRFL's interaction, the same sizes, batch 16", ("CPRFL's",), head, "")]) if lines else []
+
+
+TABLES = (photographs, long_tail, grid, seconds, small_objects, residual, speed)
 
 
 def write():
@@ -289,7 +315,7 @@ def write():
         lines = page.read_text("utf-8").splitlines()
         for make in TABLES:
             new = make()
-            if new[0] in lines:
+            if new and new[0] in lines:
                 begin = lines.index(new[0])
                 end = next((i for i in range(begin, len(lines)) if not lines[i].startswith("|")),
                            len(lines))

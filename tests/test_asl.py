@@ -21,7 +21,7 @@ def test_parity_with_the_released_loss(row):
     torch.testing.assert_close(z.grad, torch.tensor(row["grad"]), rtol=1e-5, atol=1e-5)
 
 
-def test_it_is_its_equations():
+def test_asymmetric_loss_matches_its_equations():
     z, y = torch.randn(5, 4, dtype=torch.float64) * 3, torch.randint(-1, 2, (5, 4))
     for gamma_neg, gamma_pos, m in ((4, 0, 0.05), (2, 1, 0.2), (0.5, 0.5, 0), (1, 0, 0)):
         total = 0
@@ -76,7 +76,7 @@ def test_extreme_logits_stay_finite(dtype, settings, detach):
     loss = asymmetric_loss(z, y, *settings, detach=detach)
     loss.backward()
     assert loss.dtype == torch.float32 and loss.isfinite() and z.grad.isfinite().all()
-    assert settings[2] or loss > 100  # a confident mistake keeps its price, and its slope:
+    assert settings[2] or loss > 100  # a confident mistake keeps its loss, and its gradient:
     assert z.grad[0, 1] < -0.9
 
 
@@ -96,7 +96,7 @@ def test_compiles_whole():
     torch.testing.assert_close(compiled(z, y), asymmetric_loss(z, y))
 
 
-def test_distribution_balanced_loss_is_its_equations():
+def test_distribution_balanced_loss_matches_its_equations():
     torch.manual_seed(0)
     z = torch.randn(4, 3, dtype=torch.float64)
     y = torch.tensor([[1, 0, 1], [0, 0, 1], [1, 1, -1], [0, 0, 0]])

@@ -143,7 +143,7 @@ def test_dropout_is_not_on_the_attention(monkeypatch):
     assert dropped == [0, 0] and not torch.equal(one, two)  # elsewhere there is dropout
 
 
-def test_prompts_and_score_are_their_equations():
+def test_prompts_and_score_match_their_equations():
     model = small()
     W, first, second = model.text_features, model.prompts[0], model.prompts[2]
     x = W @ first.weight.T + first.bias
@@ -169,7 +169,7 @@ def test_prompts_and_score_are_their_equations():
             small(**wrong)
 
 
-def test_loss_is_its_equation():
+def test_loss_matches_its_equation():
     z, y = torch.randn(4, 3, dtype=torch.float64) * 3, torch.randint(-1, 2, (4, 3))
     total, p = 0, torch.sigmoid(z)
     for i in range(4):
@@ -184,7 +184,7 @@ def test_loss_is_its_equation():
 
 def test_text_features_are_cached_and_checked(tmp_path, monkeypatch, capsys):
     monkeypatch.setenv("TORCH_HOME", str(tmp_path))
-    with pytest.raises(ValueError, match="network(.|\n)*--text-features FILE"):
+    with pytest.raises(ValueError, match="online(.|\n)*--text-features FILE"):
         cprfl.class_features(CLASSES, "RN50")
     untrained = cprfl.text_tower
     monkeypatch.setattr(cprfl, "text_tower", lambda name, tag: untrained(name, None))

@@ -43,7 +43,7 @@ def test_parity_with_the_released_model(entry):
 
 
 @pytest.mark.parametrize("heads", csra.TEMPERATURES)
-def test_head_is_its_equations(heads):
+def test_head_matches_its_equations(heads):
     x = torch.randn(2, 7, 3, 4, dtype=torch.float64)
     head = csra.CSRAHead(7, 5, heads, lam=0.3).double()
     z = torch.zeros(2, 5, dtype=torch.float64)
@@ -59,7 +59,7 @@ def test_head_is_its_equations(heads):
     torch.testing.assert_close((s.mean((-2, -1)) + 0.3 * (maps * s).sum((-2, -1))).sum(1), z)
 
 
-def test_lam_0_is_a_normalised_linear_classifier():
+def test_lam_0_is_a_normalized_linear_classifier():
     x, head = torch.randn(3, 8, 4, 4), csra.CSRAHead(8, 6, 1, lam=0)
     linear = head.weight[0] / head.weight[0].norm(dim=1, keepdim=True)
     torch.testing.assert_close(head(x), x.mean((2, 3)) @ linear.T)
@@ -83,7 +83,7 @@ def test_backbones_end_as_maps(backbone, size, grid):
     logits, maps = model.attention(images)
     assert maps.shape == (1, 1, 2, grid, grid) and torch.equal(logits, model(images))
     tokens = model.backbone.forward_features(images)
-    if tokens.ndim == 3:  # row 1, column 2 of the map is token grid + 2 behind the prefix
+    if tokens.ndim == 3:  # row 1, column 2 of the map is token grid + 2 after the prefix
         token = tokens[0, model.backbone.num_prefix_tokens + grid + 2]
         torch.testing.assert_close(model.features(images)[0, :, 1, 2], token)
     elif backbone.startswith("swin"):

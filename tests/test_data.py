@@ -187,9 +187,9 @@ def test_scenes():
         assert {k for k, *_ in boxes} == set(train.targets[i].nonzero()[0])
         for _, x0, y0, x1, y1 in boxes:
             assert 0 < x0 < x1 < scenes.SIDE and 0 < y0 < y1 < scenes.SIDE and x1 - x0 < 23
-    k, x0, y0, x1, y1 = boxes[0]  # nothing is drawn over it: its centre has its colour
-    centre = train.image(49)[:, int(y0 + y1) // 2, int(x0 + x1) // 2].int()
-    assert (centre - torch.tensor(scenes.PALETTE[k // len(scenes.SHAPES)])).abs().max() <= 24
+    k, x0, y0, x1, y1 = boxes[0]  # nothing is drawn over it: its center has its color
+    center = train.image(49)[:, int(y0 + y1) // 2, int(x0 + x1) // 2].int()
+    assert (center - torch.tensor(scenes.PALETTE[k // len(scenes.SHAPES)])).abs().max() <= 24
 
 
 @pytest.mark.parametrize("name, mode, options", [
@@ -277,7 +277,7 @@ def test_normalize_and_transforms():
         data.transform(32, ("mixup",))
 
 
-def test_the_index_is_no_python_objects(tmp_path):
+def test_the_index_holds_no_python_objects(tmp_path):
     (tmp_path / "train.csv").write_text(
         "image,x\n" + "".join(f"some/longer/folder/{i:06}.jpg,1\n" for i in range(20000)))
     index = load("csv", tmp_path, check=False)

@@ -76,7 +76,7 @@ def random_case(rng):
     return scores, targets.astype(np.int8)
 
 
-def test_metrics_are_their_definitions():
+def test_metrics_match_their_definitions():
     rng = np.random.default_rng(0)
     for _ in range(1000):
         scores, targets = random_case(rng)

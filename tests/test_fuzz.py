@@ -126,7 +126,7 @@ def test_csv_names(tmp_path):
     def check(found):
         rows = csv.DictReader(io.StringIO(file.read_bytes().decode("utf-8-sig"), newline=""))
         if sorted(rows.fieldnames) != ["image", "labels"]:
-            return  # no more a file of names; the test above has such
+            return  # no longer a file of names; the test above covers these
         for row, target in zip(rows, found.targets, strict=True):
             names = {name.strip() for name in row["labels"].split(";")} - {""}
             assert {found.classes[k] for k in np.flatnonzero(target)} == names

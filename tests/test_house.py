@@ -42,7 +42,7 @@ def test_imports_go_down(file):
             assert other > own or (other == own and own in (3, 5)), name
 
 
-def test_there_is_no_circle():
+def test_there_is_no_import_cycle():
     graph = {}
     for file in FILES:
         module = ".".join(file.relative_to(ROOT).with_suffix("").parts)

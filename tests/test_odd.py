@@ -1,4 +1,4 @@
-"""Odd input: no run ends in wrong labels, a wrong mAP or a lost run without a word."""
+"""Odd input: no run silently ends in wrong labels, a wrong mAP or lost work."""
 import json
 import os
 import shutil
@@ -156,7 +156,7 @@ def test_verify_names_copies(tmp_path, capsys):
     shutil.copy(tmp_path / "train0.png", tmp_path / "copy.png")
     assert data.main(["--data", "csv", "--root", str(tmp_path), "--verify"]) == 1
     text = capsys.readouterr().out
-    assert f"train1.png (train) shows the same as {tmp_path}/train1.png (train), with other" in text
+    assert f"train1.png (train) shows the same as {tmp_path}/train1.png (train), with" in text
     assert f"copy.png (test) shows the same as {tmp_path}/train0.png (train)\n" in text
     assert "2 images missing, unreadable or in doubt" in text
 
@@ -272,7 +272,7 @@ def test_checkpoints_that_lack_something(trained, tmp_path, monkeypatch):
     flags = ["--checkpoint", str(tmp_path / "x.pt"), "--workers", "0"]
     for name in ("model", "classes", "ema", "counts", "settings"):
         torch.save({key: value for key, value in whole.items() if key != name}, tmp_path / "x.pt")
-        with pytest.raises(InputError, match=f"x.pt.*({name}|not of train.py)"):
+        with pytest.raises(InputError, match=f"x.pt.*({name}|not written by train.py)"):
             evaluation.main(flags)
     settings = {name: value for name, value in whole["settings"].items() if name != "lam"}
     torch.save(whole | {"settings": settings}, tmp_path / "x.pt")  # older than a keyword
@@ -375,7 +375,7 @@ def test_fp16_with_sgd_keeps_its_momentum(tmp_path):
 def test_a_run_does_not_overwrite_one_that_ended_meanwhile(tmp_path):
     (tmp_path / "log.jsonl").write_text('{"mAP": 1}\n')
     (tmp_path / "last.pt").write_bytes(b"")
-    with pytest.raises(InputError, match="last.pt is there"):
+    with pytest.raises(InputError, match="last.pt exists"):
         Log(tmp_path, [], fresh=True)
     assert (tmp_path / "log.jsonl").read_text() == '{"mAP": 1}\n'
 
@@ -388,7 +388,7 @@ def test_a_run_does_not_overwrite_one_that_ended_meanwhile(tmp_path):
     (["--lam", "-1"], "--lam"), (["--std", "inf,1,1"], "--std"), (["--mean", "nan,0,0"], "--mean"),
     (["--warmup-epochs", "1e308", "--schedule", "step"], "--warmup-epochs"),
     (["--seed", "1e3"], "invalid int value")])
-def test_flags_of_training_that_mean_nothing(flags, message, tmp_path, capsys):
+def test_flags_of_training_without_effect_are_errors(flags, message, tmp_path, capsys):
     with pytest.raises(SystemExit):
         settings_of([*own(tmp_path), *flags])
     assert message in capsys.readouterr().err

@@ -98,7 +98,7 @@ def test_parity_with_the_released_model(entry):
 
 
 def test_decoder_with_self_attention_is_torchs_layer_with_positions():
-    """torch's layer adds no positions, so each attention is asked with them by hand."""
+    """torch's layer adds no positions, so each attention is given them by hand."""
     layer = q2l.Layer(32, 4, 48, 0.1, self_attention=True).double().eval()
     twin = torch.nn.TransformerDecoderLayer(32, 4, 48, batch_first=True).double().eval()
     twin.load_state_dict(packed(layer.state_dict()), strict=True)
@@ -123,7 +123,7 @@ def test_encoder_is_torchs_layer_with_positions():
     x, pos = torch.randn(2, 12, 32).double(), torch.randn(12, 32).double()
     torch.testing.assert_close(layer(x, 0 * pos, x, x)[0], twin(x), rtol=1e-10, atol=1e-10)
     twin._sa_block = lambda x, *_, **__: twin.self_attn(x + pos, x + pos, x)[0]
-    with torch.enable_grad():  # else torch's fused layer, which knows no positions
+    with torch.enable_grad():  # else torch's fused layer, which ignores positions
         expected = twin(x)
     torch.testing.assert_close(layer(x, pos, x + pos, x)[0], expected, rtol=1e-10, atol=1e-10)
 
@@ -138,7 +138,7 @@ def test_maps_are_the_weights_of_torchs_attention():
     torch.testing.assert_close((x, weights), tuple(expected))
 
 
-def test_positions_are_their_definition():
+def test_positions_match_their_definition():
     pos = q2l.sine_positions(3, 5, 8, "cpu").view(3, 5, 8)
     for y in range(3):
         for x in range(5):
@@ -184,7 +184,7 @@ def test_resnets_are_frozen_as_released_and_others_are_not():
         assert all(p.requires_grad for p in free.parameters())
 
 
-def test_loss_is_its_equation():
+def test_loss_matches_its_equation():
     z, y = torch.randn(4, 3, dtype=torch.float64), torch.randint(0, 2, (4, 3))
     p = torch.sigmoid(z)
     for gammas in q2l.GAMMAS.values():

@@ -75,7 +75,7 @@ def rotated(degrees):
 
 
 SHIFT = SIDE * 150 / 331
-EXPECTED = {  # operation: (magnitude i, sign) -> the image; from section 7 of the facts
+EXPECTED = {  # operation: (magnitude i, sign) -> the image, as the released code makes it
     "Invert": lambda i, sign: 255 - X.astype(int),
     "AutoContrast": lambda i, sign: autocontrast(),
     "Equalize": lambda i, sign: equalize(),
@@ -134,7 +134,7 @@ def test_cutout_is_a_gray_square_with_its_center_in_the_image():
 
 
 def test_how_often_and_how_much_images_change():
-    """Drawn scenes at 224 px. Of photographs 26 % stay unchanged after the bilinear resize to 224 px,
+    """Drawn scenes at 224 px. 26% of photos stay unchanged after the bilinear resize to 224 px,
     28 % at full size, since AutoContrast leaves alone what fills the range."""
     scenes, unchanged, change = data.load("scenes"), 0, []
     resize = data.transform(224)

@@ -162,7 +162,7 @@ def test_killed_at_any_moment_and_resumed_bit_for_bit(tmp_path, whole, seed):
 
 @pytest.mark.slow
 def test_killed_while_it_writes(tmp_path, whole):
-    """What a kill amid writing leaves: the checkpoint before it, whole, and part of the next."""
+    """What a kill during a write leaves: the checkpoint before it, whole, and part of the next."""
     out = tmp_path / "run"
     task = started(FAULTS, "killed_in_save", *long(), "--out", out)
     text = task.communicate(timeout=300)[0]

@@ -92,7 +92,7 @@ def test_the_average_of_a_short_run_is_near_its_raw_weights(tmp_path, decay):
     assert "ema weights" in tables["ema"]["what"] and "raw weights" in tables["raw"]["what"]
 
 
-def test_the_average_is_its_formula():
+def test_the_average_matches_its_formula():
     method, s = settings_of(["--model", "csra", "--ema", "0.5"])
     learner = train.Learner(method, s, ["a", "b"], 10, torch.device("cpu"), None)
     weight, expected = learner.model.head.weight, learner.average.head.weight.clone().double()
@@ -181,7 +181,7 @@ def test_wrong_flags_are_named(flags, message, tmp_path, capsys):
 @pytest.mark.slow
 def test_no_network_and_no_cache_names_both_ways_out(tmp_path, monkeypatch):
     monkeypatch.setenv("TORCH_HOME", str(tmp_path))
-    with pytest.raises(SystemExit, match="a network, once(.|\n)*--text-features FILE(.|\n)*m\\)"):
+    with pytest.raises(SystemExit, match="go online once(.|\n)*--text-features FILE(.|\n)*m\\)"):
         train.main(["--model", "cprfl", "--text", "RN50", "--out", str(tmp_path / "x")])
 
 
@@ -192,7 +192,7 @@ def test_help_names_recipe_and_hyper_parameters():
 
 
 @pytest.mark.parametrize("schedule", ["step", "cosine", "onecycle"])
-def test_schedules_are_their_formulas(schedule):
+def test_schedules_match_their_formulas(schedule):
     s = {name: row[0] for name, row in SETTINGS.items()} | {"schedule": schedule, "optimizer": "sgd", "epochs": 6, "decay_epochs": 2,
                             "warmup_epochs": 1.0, "pct_start": 0.5}
     groups = [{"params": [torch.nn.Parameter(torch.ones(1))], "lr": lr} for lr in (0.1, 1.0)]
@@ -212,7 +212,7 @@ def test_schedules_are_their_formulas(schedule):
 
 
 @pytest.mark.parametrize("name", METHODS)
-def test_recipes_set_what_there_is_to_set(name):
+def test_recipes_set_only_known_settings(name):
     method = importlib.import_module(name)
     known = {*SETTINGS, *inspect.signature(method.build).parameters}
     for data, recipe in method.RECIPES.items():
@@ -251,7 +251,7 @@ def test_files_that_are_no_checkpoint_of_this_run(tmp_path, capsys):
     (tmp_path / "cut.pt").write_bytes((good / "last.pt").read_bytes()[:5000])
     state = torch.load(good / "last.pt")
     torch.save(state | {"classes": ["cat", *state["classes"][1:]]}, tmp_path / "renamed.pt")
-    for name, message in (("evil.pt", "evil.pt"), ("other.pt", "not of train.py"),
+    for name, message in (("evil.pt", "evil.pt"), ("other.pt", "not written by train.py"),
                           ("cut.pt", "cut.pt"), ("lost.pt", "lost.pt"),
                           ("renamed.pt", "lacks 1 classes.*cat")):
         with pytest.raises(InputError, match=message):

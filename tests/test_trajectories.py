@@ -1,4 +1,4 @@
-"""Eight training steps against the released training codes, in float64 from the same weights."""
+"""Eight training steps against the released training code, in float64 from the same weights."""
 import math
 import zlib
 
