@@ -22,7 +22,7 @@ import torch
 from PIL import Image, ImageEnhance, ImageOps
 from torchvision.transforms import v2
 
-from sets import FETCH, READERS
+from sets import FETCH, READERS, splits_of
 from sets.doubts import copies, doubts
 from sets.images import missing, read_image
 from sets.longtail import long_tailed
@@ -250,8 +250,7 @@ def main(argv=None):
     parser.add_argument("--verify", action="store_true", help="decode all images, look for copies")
     args = parser.parse_args(argv)
     bad, seen = [], {}
-    val = args.data == "csv" and Path(args.root or "", "val.csv").is_file()
-    for split in ["train", "test", "val"][:2 + val]:
+    for split in splits_of(args.data, args.root):
         data = load(args.data, args.root, split, download=args.download, check=False)
         count = np.stack([(data.targets == value).sum(0) for value in (1, 0, -1)], 1)  # (K, 3)
         labels = (data.targets == 1).sum(1)

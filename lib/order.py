@@ -1,18 +1,16 @@
 """Which samples a run has, and which of them a step takes: keys (epoch, index) for each batch."""
-from pathlib import Path
-
 import numpy as np
 
 from data import InputError, load
 from lib.processes import process
+from sets import splits_of
 
 
 def splits(s):
     """The splits of a run by name: train, test, and val where your own data set has one."""
-    val = s["data"] == "csv" and Path(s["root"], "val.csv").is_file()
-    names = ["train", "test", "val"][:2 + val]
     sets = {name: load(s["data"], s["root"], name, drop_unlabelled=s["drop_unlabelled"],
-                       long_tail=s["long_tail"], download=s["download"]) for name in names}
+                       long_tail=s["long_tail"], download=s["download"])
+            for name in splits_of(s["data"], s["root"])}
     for name, data in sets.items():
         if data.classes != sets["train"].classes:
             raise InputError(f"{s['data']}: train and {name} have different classes: "

@@ -7,6 +7,7 @@ A path is a file, a box of a file in pixels (FILE::x,y,w,h), or a drawn scene (s
 The splits are train and test. To add a data set, write such a function and name it in READERS.
 """
 from functools import partial
+from pathlib import Path
 
 from sets import coco, longtail, nuswide, own, scenes, vg500, voc, wider
 
@@ -30,3 +31,9 @@ NAMES = {  # classes that are known without the files
 BOXES = {
     "scenes": scenes.boxes, "scenes-lt": scenes.boxes,
     "coco2014": partial(coco.boxes, year="2014"), "coco2017": partial(coco.boxes, year="2017")}
+
+
+def splits_of(name, root):
+    """The names of the splits: val only where your own data set has one."""
+    val = name == "csv" and Path(root or "", "val.csv").is_file()
+    return ["train", "test", "val"][:2 + val]

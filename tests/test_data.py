@@ -285,9 +285,10 @@ def test_the_index_holds_no_python_objects(tmp_path):
     assert pickle.loads(pickle.dumps(index)).paths[7] == index.paths[7]
 
 
-def test_table(tmp_path):
+def test_table(tmp_path, capsys):
     write_csv(tmp_path, "image,cat,dog\na.jpg,1,0\nb.jpg,1,-1\n")
-    lines = run("data.py", "--data", "csv", "--root", tmp_path).splitlines()
+    assert data.main(["--data", "csv", "--root", str(tmp_path)]) == 0
+    lines = capsys.readouterr().out.splitlines()
     assert lines[0].startswith("csv train: 2 images, 2 classes, 1.00 labels per image")
     assert [line.split() for line in lines[2:4]] == [["cat", *"200"], ["dog", *"011"]]
     assert lines[-1].startswith("0 images missing")
