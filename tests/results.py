@@ -16,9 +16,11 @@ import subprocess
 import sys
 import tempfile
 import zlib
+from functools import partial
 from pathlib import Path
 
 import torch
+from PIL import Image, ImageDraw, ImageFont
 
 ROOT = Path(__file__).parent.parent
 FILE, PAGES = ROOT / "tests/results.json", (ROOT / "README.md", ROOT / "tests/RESULTS.md")
@@ -28,7 +30,8 @@ LITE = ("--backbone tf_efficientnet_lite0.in1k --image-size 128 --augment flip -
         "--weight-decay 1e-2 --schedule onecycle --pct-start 0.2 --batch-size 16 --ema 0 --amp off")
 SHARED = {  # table: the flags that all its commands share
     "coco18": f"--data csv --root coco18 {LITE} --limit 2000 --epochs 4",
-    "coco18-lt": f"--data csv --root coco18 {LITE} --long-tail 50 --limit 1000 --epochs 6",
+    "coco18-lt": f"--data csv --root coco18 {LITE} --long-tail 50 --limit 760 --epochs 8",
+    "longer": f"--data csv --root coco18 {LITE} --long-tail 50 --limit 760 --epochs 24",
     "xray": f"--data csv --root xray {LITE} --epochs 12"}
 LR = ("--lr 5e-4", "--lr 1e-3")
 BCE, CSRA, POOLED = "asl.py --loss bce", "csra.py --lam 0.2", "csra.py --lam 0"
@@ -42,11 +45,11 @@ ROWS = {  # table: (label, command, its choices: flags, or the command whose cho
         ("CSRA", CSRA, LR),
         ("baseline, focal loss", "asl.py --loss focal", LR),
         ("baseline, ASL", "asl.py", LR),
-        ("baseline, DB loss", "asl.py --loss db", LR),
-        ("Q2L", Q2L, ("--lr 3e-4", "--lr 6e-4", "--lr 1e-3 --head-lr 0.3")),
+        ("baseline, DB loss", "asl.py --loss db", (*LR, "--lr 3e-3")),
+        ("Q2L", Q2L, ("--lr 3e-4", "--lr 6e-4", "--lr 1e-3 --head-lr 0.3", "--lr 1e-4 --head-lr 3")),
         ("Q2L, decoder with self-attention", f"{Q2L} --self-attention", Q2L),
         ("Q2L, the paper's loss", f"{Q2L} --gamma-neg 1", Q2L),
-        ("CPRFL", MINILM, ("--lr 2e-4", "--lr 5e-4", "--lr 1e-3 --head-lr 0.3"))],
+        ("CPRFL", MINILM, ("--lr 2e-4", "--lr 5e-4", "--lr 1e-3 --head-lr 0.3", "--lr 1e-4 --head-lr 5"))],
     "coco18-lt": [
         ("baseline, BCE", BCE, BCE),
         ("baseline, focal loss", "asl.py --loss focal", "asl.py --loss focal"),
@@ -60,7 +63,11 @@ ROWS = {  # table: (label, command, its choices: flags, or the command whose cho
         ("CPRFL, linear prompts", f"{MINILM} --prompts linear", MINILM),
         ("CPRFL, gradient by the interaction only", f"{MINILM} --paths interaction", MINILM),
         ("CPRFL, gradient by the score only", f"{MINILM} --paths direct", MINILM)],
+    "longer": [("baseline, BCE", BCE, BCE), ("CSRA", CSRA, CSRA), ("Q2L", Q2L, Q2L),
+               ("CPRFL", MINILM, MINILM)],
     "xray": [("CSRA", CSRA, CSRA), ("CSRA without attention", POOLED, POOLED)]}
+VARIANTS = ("baseline, focal loss", "Q2L, decoder with self-attention", "Q2L, the paper's loss")
+PHOTOGRAPHS = ("coco-mini/val2017/000000397133.jpg", "coco-mini/train2017/000000547503.jpg")
 SCENES = ("csra.py", "q2l.py --data scenes", "cprfl.py --data scenes", "asl.py")
 KEPT = json.loads(FILE.read_text("utf-8")) if FILE.is_file() else {}
 
@@ -81,7 +88,7 @@ def machine():
 
 def python(args, *words):
     """Runs a command whose paths are in the folder of the photographs; its output."""
-    words = [f"{args.data}/{word}" if word.startswith(("coco", "xray")) and args.data else word
+    words = [f"{args.data}/{word}" if word.split("/")[0] in ("coco18", "coco-mini", "xray") else word
              for word in words]
     print("python", *words, flush=True)
     return subprocess.run([sys.executable, *words], cwd=ROOT, check=True, text=True,
@@ -158,6 +165,28 @@ def run_evaluations(args):
                 evaluated(args, run, "--residual", lam)
 
 
+def run_picture(args):
+    """README's first picture: what eval.py --heatmaps draws for each method, in rows."""
+    rows, names = [], ("CSRA", "Q2L", "CPRFL", "baseline, BCE")
+    for label, command, choices in (row for row in ROWS["coco18"] if row[0] in names):
+        run = full("coco18", command, choice("coco18", command, choices), 0)
+        with tempfile.TemporaryDirectory() as temporary:
+            python(args, "eval.py", "--checkpoint", str(folder(args, run) / "best.pt"), "--predict",
+                   *PHOTOGRAPHS, "--heatmaps", temporary, "--threshold", "0.6", "--image-size", "288")
+            rows.append((label, [Image.open(file).convert("RGB")
+                                 for file in sorted(Path(temporary).iterdir())]))
+    width = sum(max(sheets[i].width for _, sheets in rows) for i in range(len(PHOTOGRAPHS)))
+    height = [max(sheet.height for sheet in sheets) + 20 for _, sheets in rows]
+    picture, top = Image.new("RGB", (width, sum(height)), "white"), 0
+    for (label, sheets), step in zip(rows, height):
+        ImageDraw.Draw(picture).text((4, top + 2), label, "black", ImageFont.load_default(14))
+        for i, sheet in enumerate(sheets):
+            left = sum(max(sheets[j].width for _, sheets in rows) for j in range(i))
+            picture.paste(sheet, (left, top + 20))
+        top += step
+    picture.save(ROOT / "tests/pictures/heatmaps.jpg", quality=72)
+
+
 def run_scenes(args):
     for command in SCENES:
         trained(args, f"{command} --seed 0")
@@ -217,15 +246,18 @@ def pointing(name):
 
 
 def table(header, rows):
+    """The lines of a table. A figure that is not measured yet is an empty cell."""
     return [f"| {' | '.join(header)} |", "|" + " --- |" * len(header),
             *(f"| {' | '.join(row)} |" for row in rows)]
 
 
-def photographs():
-    """README's table: every method on coco18, and on its long-tailed subset."""
+def photographs(more=False):
+    """Every method on coco18, and on its long-tailed subset; `more`: also variants."""
     tail = {label: (command, choices) for label, command, choices in ROWS["coco18-lt"]}
     rows = []
     for label, command, choices in ROWS["coco18"]:
+        if not more and label in VARIANTS:
+            continue
         figures = [mean(of_runs("coco18", command, choices, value)) for value in (
             lambda _, line: line["mAP"], lambda _, line: line["CF1"], lambda _, line: line["OF1"],
             of_evaluation("--tune-threshold val", "OF1"), pointing("pointing"),
@@ -233,16 +265,16 @@ def photographs():
         figures += [mean(of_runs("coco18-lt", *tail[label], lambda _, line, name=name: line[name]))
                     if label in tail else "" for name in ("mAP", "tail")]
         rows.append([label, *figures])
-    return table(["photographs", "mAP", "CF1", "OF1", "OF1, tuned", "pointing", "small",
+    return table(["all runs" if more else "photographs", "mAP", "CF1", "OF1", "OF1, tuned", "pointing", "small",
                   "long-tailed: mAP", "tail"], rows)
 
 
-def long_tail():
-    return table(["long-tailed", "total", "head", "medium", "tail", "command"], [
-        [label, *(mean(of_runs("coco18-lt", command, choices, lambda _, line, name=name: line[name]))
-                  for name in ("mAP", "head", "medium", "tail")),
-         f"`python {command} {choice('coco18-lt', command, choices)}`"]
-        for label, command, choices in ROWS["coco18-lt"]])
+def long_tail(name="coco18-lt", what="long-tailed"):
+    return table([what, "total", "head", "medium", "tail", "command"], [
+        [label, *(mean(of_runs(name, command, choices, lambda _, line, part=part: line[part]))
+                  for part in ("mAP", "head", "medium", "tail")),
+         f"`python {command} {choice(name, command, choices)}`"]
+        for label, command, choices in ROWS[name]])
 
 
 def grid():
@@ -299,14 +331,14 @@ def speed():
         row("training step, resnet18, 160 px, batch 8 (reference: float32): CSRA / Q2L / CPRFL / ASL",
             models, training, " images/s"),
         row("inference, likewise", models, "inference: " + plain, " images/s"),
-        row("asymmetric loss, forward and backward, (128, 80) / (128, 9605)", ("(128",), plain, " ms"),
-        row("the same, compiled", ("(128",), r"reference +([\d.]+) .*compiled +([\d.]+) +ratio ([\d.]+)",
-            " ms"),
-        row("Q2L's head, 2048 wide, 80 labels, 14 x 14 cells, batch 4", ("Q2L, batch",), head, ""),
-        row("CPRFL's interaction, the same sizes, batch 16", ("CPRFL's",), head, "")]) if lines else []
+        row("asymmetric loss, forward and backward, compiled: (128, 80) / (128, 9605)", ("(128",),
+            r"reference +([\d.]+) .*compiled +([\d.]+) +ratio ([\d.]+)", " ms"),
+        row("heads, 2048 wide, 80 labels, 14 x 14 cells: Q2L's, batch 4 / CPRFL's, batch 16",
+            ("Q2L, batch", "CPRFL's"), head, "")]) if lines else []
 
 
-TABLES = (photographs, long_tail, grid, seconds, small_objects, residual, speed)
+TABLES = (photographs, partial(photographs, more=True), long_tail,
+          partial(long_tail, "longer", "long-tailed, 24 epochs"), grid, seconds, small_objects, residual, speed)
 
 
 def write():
@@ -328,7 +360,7 @@ def main():
     parser.add_argument("--data", help="the folder of the photographs")
     parser.add_argument("--out", default=tempfile.gettempdir() + "/results", help="of the runs")
     parser.add_argument("--only", default="", help="of the photographs: part of TABLE: LABEL: seed N")
-    steps = {"photographs": run_photographs, "evaluations": run_evaluations, "scenes": run_scenes,
+    steps = {"photographs": run_photographs, "evaluations": run_evaluations, "picture": run_picture, "scenes": run_scenes,
              "parity": run_parity, "speed": run_speed}
     parser.add_argument("--steps", default="", help=f"some of {','.join(steps)}; none: the tables")
     args = parser.parse_args()

@@ -68,7 +68,7 @@ def test_figures_are_those_of_the_runs():
     pages, shown = [page.read_text("utf-8") for page in results.PAGES], 0
     for make in results.TABLES:
         lines = make()
-        shown += any("\n".join(lines) + "\n" in page for page in pages)
+        shown += any("\n".join(lines) + "\n" in page for page in pages) if lines else 1
     assert shown == len(results.TABLES)
     parity = results.KEPT["python -m pytest -s -k parity tests"]
     for name in ("csra", "q2l", "cprfl", "asl"):
