@@ -213,10 +213,10 @@ def mixed(*numbers):
 
 
 def leave_signals(worker):
-    """A signal to the whole group is for the main process: it has ten minutes to finish its step or
-    its test. A loading process that hangs does not outlive them."""
+    """A signal to the whole group is for the main process: it has 10 s to finish its step, and no
+    loading process may outlive it."""
     signal.signal(signal.SIGINT, signal.SIG_IGN)
-    signal.signal(signal.SIGTERM, lambda *_: signal.alarm(600))
+    signal.signal(signal.SIGTERM, lambda *_: signal.alarm(10))
 
 
 def loader(data, image_size, order, augment=(), seed=0, workers=0):

@@ -69,6 +69,7 @@ ROWS = {  # table: (label, command, its choices: flags, or the command whose cho
 VARIANTS = ("baseline, focal loss", "Q2L, decoder with self-attention", "Q2L, the paper's loss")
 PHOTOGRAPHS = ("coco-mini/val2017/000000397133.jpg", "coco-mini/train2017/000000547503.jpg")
 SCENES = ("csra.py", "q2l.py --data scenes", "cprfl.py --data scenes", "asl.py")
+BENCH = "tests/bench.py --images coco-mini --only loss,heads,steps,input"
 KEPT = json.loads(FILE.read_text("utf-8")) if FILE.is_file() else {}
 
 
@@ -202,9 +203,7 @@ def run_parity(args):
 
 
 def run_speed(args):
-    flags = ("--images", "coco-mini") if args.data else ()
-    kept("python tests/bench.py --images coco-mini", lambda: {
-        "lines": python(args, "tests/bench.py", *flags).splitlines()})
+    kept(BENCH, lambda: {"lines": python(args, *BENCH.split()).splitlines()})
 
 
 # --------------------------------------------------------------------------------------- the tables
@@ -314,7 +313,7 @@ def residual():
 
 def speed():
     """From the lines that tests/bench.py prints."""
-    lines = KEPT.get("python tests/bench.py --images coco-mini", {"lines": []})["lines"]
+    lines = KEPT.get(BENCH, {"lines": []})["lines"]
 
     def row(what, starts, pattern, unit):
         """One row for several lines; `pattern` finds reference, here and ratio in each."""

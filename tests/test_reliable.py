@@ -185,16 +185,6 @@ def test_a_signal_ends_the_step_saves_and_says_so(tmp_path, whole, number):
 
 
 @pytest.mark.slow
-def test_a_signal_during_the_test_of_an_epoch_loses_nothing(tmp_path):
-    out = tmp_path / "run"
-    task = started(FAULTS, "signaled_in_test", *long(0), "--workers", 2, "--out", out,
-                   start_new_session=True)
-    text = task.communicate(timeout=100)[0]
-    assert task.returncode == 128 + signal.SIGTERM, text
-    assert torch.load(out / "last.pt")["step"] == 5 and len(log(out)) == 2  # after one more step
-
-
-@pytest.mark.slow
 def test_a_second_signal_ends_at_once(tmp_path):
     task = started(FAULTS, "signaled_twice", *FLAGS, "--backbone", "test_resnet", "--out",
                    tmp_path / "run")

@@ -15,7 +15,7 @@ sys.path.insert(0, str(Path(__file__).parents[2]))
 import data
 import train
 
-SAVE, NORMALIZE, TEST, COUNT = torch.save, data.normalize, train.test, itertools.count(1)
+SAVE, NORMALIZE, COUNT = torch.save, data.normalize, itertools.count(1)
 
 
 def killed_in_save(state, path):
@@ -31,13 +31,6 @@ def signaled(number, *inputs):
     if next(COUNT) == 6:
         os.killpg(0, number)
     return NORMALIZE(*inputs)
-
-
-def signaled_in_test(*inputs):
-    """While the model is tested, which takes longer than a step."""
-    os.killpg(0, signal.SIGTERM)
-    time.sleep(12)
-    return TEST(*inputs)
 
 
 def signaled_twice(*_):
@@ -59,8 +52,6 @@ if fault == "killed_in_save":
     torch.save = killed_in_save
 elif fault == "dead_worker":
     data.Dataset.image = dead_worker
-elif fault == "signaled_in_test":
-    train.test = signaled_in_test
 elif fault in ("SIGTERM", "SIGINT"):
     train.normalize = lambda *inputs: signaled(signal.Signals[fault], *inputs)
 else:
