@@ -17,6 +17,7 @@ import sys
 import tempfile
 import zlib
 from functools import partial
+from itertools import accumulate
 from pathlib import Path
 
 import torch
@@ -28,10 +29,11 @@ SEEDS = (0, 1, 2)
 
 LITE = ("--backbone tf_efficientnet_lite0.in1k --image-size 128 --augment flip --optimizer adamw "
         "--weight-decay 1e-2 --schedule onecycle --pct-start 0.2 --batch-size 16 --ema 0 --amp off")
+LONG_TAIL = f"--data csv --root coco18 {LITE} --long-tail 50 --limit 760"
 SHARED = {  # table: the flags that all its commands share
     "coco18": f"--data csv --root coco18 {LITE} --limit 2000 --epochs 4",
-    "coco18-lt": f"--data csv --root coco18 {LITE} --long-tail 50 --limit 760 --epochs 8",
-    "longer": f"--data csv --root coco18 {LITE} --long-tail 50 --limit 760 --epochs 24",
+    "coco18-lt": f"{LONG_TAIL} --epochs 8",
+    "longer": f"{LONG_TAIL} --epochs 24",
     "xray": f"--data csv --root xray {LITE} --epochs 12"}
 LR = ("--lr 5e-4", "--lr 1e-3")
 BCE, CSRA, POOLED = "asl.py --loss bce", "csra.py --lam 0.2", "csra.py --lam 0"
@@ -46,10 +48,12 @@ ROWS = {  # table: (label, command, its choices: flags, or the command whose cho
         ("baseline, focal loss", "asl.py --loss focal", LR),
         ("baseline, ASL", "asl.py", LR),
         ("baseline, DB loss", "asl.py --loss db", (*LR, "--lr 3e-3")),
-        ("Q2L", Q2L, ("--lr 3e-4", "--lr 6e-4", "--lr 1e-3 --head-lr 0.3", "--lr 1e-4 --head-lr 3")),
+        ("Q2L", Q2L, ("--lr 3e-4", "--lr 6e-4", "--lr 1e-3 --head-lr 0.3",
+                      "--lr 1e-4 --head-lr 3")),
         ("Q2L, decoder with self-attention", f"{Q2L} --self-attention", Q2L),
         ("Q2L, the paper's loss", f"{Q2L} --gamma-neg 1", Q2L),
-        ("CPRFL", MINILM, ("--lr 2e-4", "--lr 5e-4", "--lr 1e-3 --head-lr 0.3", "--lr 1e-4 --head-lr 5"))],
+        ("CPRFL", MINILM, ("--lr 2e-4", "--lr 5e-4", "--lr 1e-3 --head-lr 0.3",
+                           "--lr 1e-4 --head-lr 5"))],
     "coco18-lt": [
         ("baseline, BCE", BCE, BCE),
         ("baseline, focal loss", "asl.py --loss focal", "asl.py --loss focal"),
@@ -70,6 +74,7 @@ VARIANTS = ("baseline, focal loss", "Q2L, decoder with self-attention", "Q2L, th
 PHOTOGRAPHS = ("coco-mini/val2017/000000397133.jpg", "coco-mini/train2017/000000547503.jpg")
 SCENES = ("csra.py", "q2l.py --data scenes", "cprfl.py --data scenes", "asl.py")
 BENCH = "tests/bench.py --images coco-mini --only loss,heads,steps,input"
+PARITY = "-m pytest -s -k parity tests"
 KEPT = json.loads(FILE.read_text("utf-8")) if FILE.is_file() else {}
 
 
@@ -89,8 +94,8 @@ def machine():
 
 def python(args, *words):
     """Runs a command whose paths are in the folder of the photographs; its output."""
-    words = [f"{args.data}/{word}" if word.split("/")[0] in ("coco18", "coco-mini", "xray") else word
-             for word in words]
+    folders = ("coco18", "coco-mini", "xray")
+    words = [f"{args.data}/{word}" if word.split("/")[0] in folders else word for word in words]
     print("python", *words, flush=True)
     return subprocess.run([sys.executable, *words], cwd=ROOT, check=True, text=True,
                           stdout=subprocess.PIPE).stdout
@@ -117,8 +122,8 @@ def evaluated(args, command, *flags):
     """The table that eval.py writes for the checkpoint of a command."""
     def make():
         with tempfile.TemporaryDirectory() as temporary:
-            last = folder(args, command) / "best.pt"
-            python(args, "eval.py", "--checkpoint", str(last), *flags, "--out", f"{temporary}/a.json")
+            best = str(folder(args, command) / "best.pt")
+            python(args, "eval.py", "--checkpoint", best, *flags, "--out", f"{temporary}/a.json")
             table = json.loads(Path(temporary, "a.json").read_text())
         return {name: value for name, value in table.items() if not isinstance(value, list)}
     return kept(f"{command}: eval.py {' '.join(flags)}", make)
@@ -176,15 +181,13 @@ def run_picture(args):
                    *PHOTOGRAPHS, "--heatmaps", temporary, "--threshold", "0.6", "--image-size", "288")
             rows.append((label, [Image.open(file).convert("RGB")
                                  for file in sorted(Path(temporary).iterdir())]))
-    width = sum(max(sheets[i].width for _, sheets in rows) for i in range(len(PHOTOGRAPHS)))
-    height = [max(sheet.height for sheet in sheets) + 20 for _, sheets in rows]
-    picture, top = Image.new("RGB", (width, sum(height)), "white"), 0
-    for (label, sheets), step in zip(rows, height):
+    widths = [max(sheet.width for sheet in column) for column in zip(*(sheets for _, sheets in rows))]
+    heights = [20 + max(sheet.height for sheet in sheets) for _, sheets in rows]  # label, sheets
+    picture = Image.new("RGB", (sum(widths), sum(heights)), "white")
+    for (label, sheets), top in zip(rows, accumulate(heights, initial=0)):
         ImageDraw.Draw(picture).text((4, top + 2), label, "black", ImageFont.load_default(14))
-        for i, sheet in enumerate(sheets):
-            left = sum(max(sheets[j].width for _, sheets in rows) for j in range(i))
+        for sheet, left in zip(sheets, accumulate(widths, initial=0)):
             picture.paste(sheet, (left, top + 20))
-        top += step
     picture.save(ROOT / "tests/pictures/heatmaps.jpg", quality=72)
 
 
@@ -195,11 +198,12 @@ def run_scenes(args):
 
 def run_parity(args):
     """The differences that the tests of parity print."""
-    text = python(args, "-m", "pytest", "-q", "-s", "-k", "parity", "--slow", "tests")
-    found = {}
-    for name, value in re.findall(r"^(\w[^:\n]*): (\de-\d+)$", text, re.MULTILINE):
-        found[name] = max(found.get(name, 0), float(value))
-    kept("python -m pytest -s -k parity tests", lambda: found)
+    def make():
+        text, found = python(args, *PARITY.split(), "-q", "--slow"), {}
+        for name, value in re.findall(r"^(\w[^:\n]*): (\de-\d+)$", text, re.MULTILINE):
+            found[name] = max(found.get(name, 0), float(value))
+        return found
+    kept(f"python {PARITY}", make)
 
 
 def run_speed(args):
@@ -218,19 +222,20 @@ def mean(values, digits=1):
     return f"{sum(values) / len(values):.{digits}f}{half}"
 
 
-def of_runs(table, command, choices, value, seeds=SEEDS):
+def of_runs(table, command, choices, value):
     """`value(name, result)` of each kept run of a row, by seed."""
     flags = choice(table, command, choices)
-    names = [full(table, command, flags, seed) for seed in seeds] if flags else []
+    names = [full(table, command, flags, seed) for seed in SEEDS] if flags else []
     return [value(name, KEPT[name]) for name in names if name in KEPT]
 
 
-def of_evaluation(flags, *names):
-    """Of a run, the first of `names` in the table that eval.py with these flags has given."""
-    def value(run, _):
-        table = KEPT.get(f"{run}: eval.py {flags}", {})
-        return next((table[name] for name in names if name in table), None)
-    return value
+def of_log(name):
+    return lambda _, line: line[name]
+
+
+def of_evaluation(flags, name):
+    """`name` in the table that eval.py with these flags has given, or None."""
+    return lambda run, _: KEPT.get(f"{run}: eval.py {flags}", {}).get(name)
 
 
 def pointing(name):
@@ -238,9 +243,10 @@ def pointing(name):
     def value(run, _):
         tables = [KEPT.get(f"{run}: eval.py --pointing --data coco2017 --root coco-mini --split "
                            f"{split}") for split in ("train", "test")]
-        pairs = [table[f"{name}_pairs"] for table in tables if table]
-        hits = [table.get(name, 0) * count for table, count in zip(tables, pairs)]
-        return sum(hits) / sum(pairs) if len(pairs) == 2 else None
+        if not all(tables):
+            return None
+        pairs = [table[f"{name}_pairs"] for table in tables]
+        return sum(table.get(name, 0) * n for table, n in zip(tables, pairs)) / sum(pairs)
     return value
 
 
@@ -258,19 +264,18 @@ def photographs(more=False):
         if not more and label in VARIANTS:
             continue
         figures = [mean(of_runs("coco18", command, choices, value)) for value in (
-            lambda _, line: line["mAP"], lambda _, line: line["CF1"], lambda _, line: line["OF1"],
-            of_evaluation("--tune-threshold val", "OF1"), pointing("pointing"),
+            of_log("mAP"), of_log("CF1"), of_log("OF1"), of_evaluation("--tune-threshold val", "OF1"), pointing("pointing"),
             pointing("pointing_small"))]
-        figures += [mean(of_runs("coco18-lt", *tail[label], lambda _, line, name=name: line[name]))
+        figures += [mean(of_runs("coco18-lt", *tail[label], of_log(name)))
                     if label in tail else "" for name in ("mAP", "tail")]
         rows.append([label, *figures])
-    return table(["all runs" if more else "photographs", "mAP", "CF1", "OF1", "OF1, tuned", "pointing", "small",
-                  "long-tailed: mAP", "tail"], rows)
+    return table(["all runs" if more else "photographs", "mAP", "CF1", "OF1", "OF1, tuned",
+                  "pointing", "small", "long-tailed: mAP", "tail"], rows)
 
 
 def long_tail(name="coco18-lt", what="long-tailed"):
     return table([what, "total", "head", "medium", "tail", "command"], [
-        [label, *(mean(of_runs(name, command, choices, lambda _, line, part=part: line[part]))
+        [label, *(mean(of_runs(name, command, choices, of_log(part)))
                   for part in ("mAP", "head", "medium", "tail")),
          f"`python {command} {choice(name, command, choices)}`"]
         for label, command, choices in ROWS[name]])
@@ -290,21 +295,20 @@ def grid():
 def seconds():
     return table(["time", "seconds of a run", "best epoch"], [
         [f"{name}: {label}", f"{mean(values, 0)}, at most {max(values):.0f}",
-         ", ".join(map(str, of_runs(name, command, choices,
-                                    lambda _, line: line["best_epoch_on_val"])))]
+         ", ".join(map(str, of_runs(name, command, choices, of_log("best_epoch_on_val"))))]
         for name, rows in ROWS.items() for label, command, choices in rows
-        if (values := of_runs(name, command, choices, lambda _, line: line["seconds"]))])
+        if (values := of_runs(name, command, choices, of_log("seconds")))])
 
 
 def small_objects():
     return table(["xray", "mAP", "CF1", "OF1"], [
-        [label, *(mean(of_runs("xray", command, choices, lambda _, line, name=name: line[name]))
+        [label, *(mean(of_runs("xray", command, choices, of_log(name)))
                   for name in ("mAP", "CF1", "OF1"))] for label, command, choices in ROWS["xray"]])
 
 
 def residual():
     _, command, choices = ROWS["coco18"][0]
-    plain = mean(of_runs("coco18", command, choices, lambda _, line: line["mAP"]))
+    plain = mean(of_runs("coco18", command, choices, of_log("mAP")))
     return table(["`--residual` on the baseline, BCE", "0", "0.1", "0.3", "1"], [
         ["mAP", plain, *(mean(of_runs("coco18", command, choices,
                                       of_evaluation(f"--residual {lam}", "mAP")))
@@ -321,7 +325,8 @@ def speed():
                  if line.strip().startswith(start)]
         return [what, *(" / ".join(column) + text for column, text in
                         zip(zip(*found), (unit, unit, "")))]
-    plain, models = r"reference +([\d.]+) +ours +([\d.]+) +ratio ([\d.]+)", ("csra", "q2l", "cprfl", "asl")
+    plain = r"reference +([\d.]+) +ours +([\d.]+) +ratio ([\d.]+)"
+    models = ("csra", "q2l", "cprfl", "asl")
     training = r"training: reference +([\d.]+) +ours +([\d.]+) images/s +ratio ([\d.]+)"
     head = r"reference (\d+ ms, \d+ MiB) +ours (\d+ ms, \d+ MiB) +ratio ([\d.]+)"
     return table(["what", "reference", "here", "ratio"], [
@@ -337,7 +342,8 @@ def speed():
 
 
 TABLES = (photographs, partial(photographs, more=True), long_tail,
-          partial(long_tail, "longer", "long-tailed, 24 epochs"), grid, seconds, small_objects, residual, speed)
+          partial(long_tail, "longer", "long-tailed, 24 epochs"), grid, seconds, small_objects,
+          residual, speed)
 
 
 def write():
@@ -359,8 +365,8 @@ def main():
     parser.add_argument("--data", help="the folder of the photographs")
     parser.add_argument("--out", default=tempfile.gettempdir() + "/results", help="of the runs")
     parser.add_argument("--only", default="", help="of the photographs: part of TABLE: LABEL: seed N")
-    steps = {"photographs": run_photographs, "evaluations": run_evaluations, "picture": run_picture, "scenes": run_scenes,
-             "parity": run_parity, "speed": run_speed}
+    steps = {"photographs": run_photographs, "evaluations": run_evaluations,
+             "picture": run_picture, "scenes": run_scenes, "parity": run_parity, "speed": run_speed}
     parser.add_argument("--steps", default="", help=f"some of {','.join(steps)}; none: the tables")
     args = parser.parse_args()
     for name in filter(None, args.steps.split(",")):
