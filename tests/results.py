@@ -39,6 +39,7 @@ LR = ("--lr 5e-4", "--lr 1e-3")
 BCE, CSRA, POOLED = "asl.py --loss bce", "csra.py --lam 0.2", "csra.py --lam 0"
 Q2L, CPRFL = "q2l.py --d-model 512 --ffn 2048", "cprfl.py --d-model 512"
 MINILM = f"{CPRFL} --text-features coco18/minilm10.npy"
+RANDOM = f"{CPRFL} --text-features coco18/random10.npy"
 ROWS = {  # table: (label, command, its choices: flags, or the command whose choice is taken)
     "coco18": [
         ("baseline, BCE", BCE, LR),
@@ -63,10 +64,14 @@ ROWS = {  # table: (label, command, its choices: flags, or the command whose cho
         ("Q2L", Q2L, Q2L),
         ("CPRFL", MINILM, MINILM),
         ("CPRFL, random prompts", f"{MINILM} --prompts random", MINILM),
+        ("CPRFL, random text features of the same length", RANDOM, MINILM),
         ("CPRFL, untrained text tower", f"{CPRFL} --text random", MINILM),
         ("CPRFL, linear prompts", f"{MINILM} --prompts linear", MINILM),
         ("CPRFL, gradient by the interaction only", f"{MINILM} --paths interaction", MINILM),
-        ("CPRFL, gradient by the score only", f"{MINILM} --paths direct", MINILM)],
+        ("CPRFL, gradient by the score only", f"{MINILM} --paths direct", MINILM),
+        ("CPRFL, lower learning rate of the backbone", MINILM, ("--lr 1e-4 --head-lr 5",)),
+        ("CPRFL, no dropout", f"{MINILM} --dropout 0", MINILM),
+        ("CPRFL, text features of length 1", f"{CPRFL} --text-features coco18/minilm.npy", MINILM)],
     "longer": [("baseline, BCE", BCE, BCE), ("CSRA", CSRA, CSRA), ("Q2L", Q2L, Q2L),
                ("CPRFL", MINILM, MINILM)],
     "xray": [("CSRA", CSRA, CSRA), ("CSRA without attention", POOLED, POOLED)]}
