@@ -15,7 +15,7 @@ Paper, released code, this file:
   Here `detach`, True as released.
 - Released: sum over batch and classes. Here the same default; --loss asl takes the mean.
 - Released: log of max(p, 1e-8), which is no bound at all in fp16 (it rounds to 0) and stops the
-  gradient of a confident mistake. Here logsigmoid, in float32 whatever comes in, and no epsilon.
+  gradient of a confident mistake. Here logsigmoid, in at least float32, and no epsilon.
 - Released: 224 px unless told otherwise; the paper's 448 px here. TResNet: inputs in [0, 1].
 - Released: the EMA starts at the initial weights with the full decay, and the better
   of raw and EMA is reported, at the best epoch on the test set. Here the decay warms up (train.py)
@@ -66,12 +66,12 @@ def reduced(loss, targets, reduction):
 
 
 def binary_cross_entropy(logits, targets, reduction="sum"):
-    """Eq. 2: no focusing, no margin."""
+    """Eq. 2: no focusing, no margin. logits, targets (B, K): 1, 0, -1 (unknown, ignored)."""
     return asymmetric_loss(logits, targets, 0, 0, 0, reduction=reduction)
 
 
 def focal_loss(logits, targets, gamma=2, reduction="sum"):
-    """Eq. 3: one gamma, no margin; the weights carry gradient, as in Lin et al., ICCV 2017."""
+    """Eq. 3, (B, K): one gamma, no margin; weights with gradient, as in Lin et al., ICCV 2017."""
     # Eq. 3
     return asymmetric_loss(logits, targets, gamma, gamma, 0, detach=False, reduction=reduction)
 
@@ -166,8 +166,8 @@ REDUCTION = "sum"  # of `loss` over the batch
 
 
 def param_groups(model, lr, weight_decay, head_lr=1.0):
-    """No weight decay on one-dimensional parameters (biases, norms), as released. The learning rate
-    of the classifier is `head_lr` x `lr`."""
+    """Parameter groups. No weight decay on 1-D parameters (biases, norms), as released. The
+    learning rate of the classifier is `head_lr` x `lr`."""
     return [{"params": [p for p in part.parameters() if (p.ndim > 1) == decays],
              "lr": lr * times, "weight_decay": weight_decay * decays}
             for part, times in ((model.backbone, 1), (model.head, head_lr))
@@ -196,7 +196,7 @@ RECIPES = {
     "scenes": SCENES,
     "scenes-lt": dict(SCENES, epochs=40),
     "csv": PAPER,
-    "coco-lt": dict(PAPER, backbone="resnet101.tv_in1k"),  # as CPRFL's paper compares with
+    "coco-lt": dict(PAPER, backbone="resnet101.tv_in1k"),  # the backbone of CPRFL's comparison
     "voc-lt": dict(PAPER, backbone="resnet101.tv_in1k"),
     "coco2014": dict(PAPER, drop_unlabelled=True),  # paper: 86.6 mAP
     "voc2007": PAPER,  # paper: 94.6

@@ -14,18 +14,18 @@ Classification", ACM MM 2024. Its equations:
 Paper, released code, this file:
 - Text encoder: frozen in the paper; in the released code the freezing is commented out, so it is
   trained. Here frozen; `tune_text` trains it.
-- Released: a schedule of 80 epochs that stops after 79 on COCO-LT and after 29 on VOC-LT; batch 16.
+- Released: 80 epochs of schedule, of which training runs 79 on COCO-LT and 29 on VOC-LT; batch 16.
   Paper: 30 epochs, batch 32. Here as released.
 - Learning rate: the released script has 1e-5 for both sets; 5e-5 for VOC-LT occurs only in the name
   of a run in its configuration. Here 1e-5.
 - Released: LayerNorm before attention and before Eq. 5, heads of width 512, no bias in queries,
   keys and values, no position embedding, dropout 0.1 after each linear map but not on the attention
   weights. The paper's equations leave them out.
-- Released: a lower learning rate for the backbone is set up but never takes effect. Here: one,
-  unless `head_lr` says otherwise.
+- Released: a lower learning rate for the backbone is set up but never takes effect. Here: one
+  learning rate for all, unless `head_lr` says otherwise.
 - Eq. 7 as released: weights without gradient, probabilities at least 1e-8, mean over B and K.
 - Released: the best epoch on the test set is reported. Here: the EMA weights after the last one.
-- Only the prompts' outputs are used, so only they are queried here, and what depends on no image
+- Only the prompts' outputs are used, so only the prompts are queries; what depends on no image
   (the prompts' norm, queries, keys and values) is computed once per batch. The values are the same.
 
 Run: python cprfl.py                          long-tailed scenes on a CPU: 65.6 mAP in 3 minutes
@@ -72,7 +72,7 @@ def name_and_weights(text):
 
 @torch.no_grad()
 def class_features(classes, text):
-    """W (K, m), cached in a file; one made from other inputs is refused. Raises ValueError."""
+    """W (K, m), cached in a file; a cache made from other inputs is refused. Raises ValueError."""
     name, tag = name_and_weights(text)
     if tag is None:
         print("text features: of an UNTRAINED text tower (text=random)")
@@ -97,7 +97,7 @@ def class_features(classes, text):
 
 
 def own_features(features, count):
-    """A (K, m) tensor from a tensor, a .npy or a .pt file."""
+    """A (K, m) tensor from a tensor, a .npy or a .pt file. Raises ValueError."""
     try:
         if isinstance(features, str):
             features = np.load(features) if features.endswith(".npy") \
@@ -145,10 +145,10 @@ class Interaction(nn.Module):
 class CPRFL(nn.Module):
     """Images (B, 3, image_size, image_size) -> logits (B, K): Eq. 1-6 on a backbone.
 
-    `text`: open_clip's name of the text tower, or random. `text_features`: your own (K, m), a
-    tensor or a .npy or .pt file. `prompts`: nonlinear (Eq. 2), linear or random. `paths`: by which
-    the prompts get their gradient: both, interaction, or direct, which cuts the refined features'
-    gradient, so that backbone, phi and interaction do not train.
+    `text`: open_clip's name of the text tower, or random; `tune_text` trains it. `text_features`:
+    your own (K, m), a tensor or a .npy or .pt file. `prompts`: nonlinear (Eq. 2; its hidden width
+    is tau x d_model), linear or random. `paths`: those that carry the prompts' gradient: both,
+    interaction, or direct (backbone, phi and interaction do not train). Raises ValueError.
     """
 
     def __init__(self, classes, *, backbone, pretrained, image_size, text="RN50",
@@ -238,17 +238,17 @@ REDUCTION = "mean"  # of `loss` over the batch
 
 
 def loss(logits, targets, gamma_pos=0.0, gamma_neg=4.0, margin=0.05, eps=1e-8):
-    """Eq. 7, the mean over the known entries. Both (B, K); targets 1, 0, -1 (unknown)."""
+    """Eq. 7, the mean over the known entries. logits, targets (B, K): 1, 0, -1 (unknown)."""
     p = torch.sigmoid(logits.to(torch.promote_types(logits.dtype, torch.float32)))
     yes, known = targets > 0, targets >= 0
-    truth = torch.where(yes, p, (1 - p + margin).clamp(max=1))  # probability of what is true
+    truth = torch.where(yes, p, (1 - p + margin).clamp(max=1))  # probability of the true label
     gamma = torch.where(yes, gamma_pos, gamma_neg)
     weight = (1 - truth.detach()) ** gamma * known
     return -(weight * truth.clamp(min=eps).log()).sum() / known.sum().clamp(min=1)  # Eq. 7
 
 
 def param_groups(model, lr, weight_decay, head_lr=1.0):
-    """As released: one learning rate, no weight decay on one-dimensional parameters. Another
+    """Parameter groups, as released: one learning rate, no weight decay on 1-D parameters. Another
     `head_lr` gives all but the backbone `head_lr` x `lr`."""
     params = [(name.startswith("backbone."), p.ndim > 1, p)
               for name, p in model.named_parameters() if p.requires_grad]
@@ -267,7 +267,7 @@ def from_official(state):
                f"{layer}0.norm": "interaction.norm1", f"{layer}0.fn.to_qkv": "interaction.to_qkv",
                f"{layer}0.fn.to_out.0": "interaction.to_out", f"{layer}1.norm": "interaction.norm2",
                f"{layer}1.fn.net.0": "interaction.Wr", f"{layer}1.fn.net.3": "interaction.Wo",
-               "text_encoder": "text"}  # trained: --tune-text has a place for it
+               "text_encoder": "text"}  # trained; loads with --tune-text
     result = {}
     for name, tensor in state.items():
         name = name.removeprefix("module.")

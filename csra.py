@@ -36,8 +36,8 @@ TEMPERATURES = {1: (1,), 2: (1, INF), 4: (1, 2, 4, INF), 6: (1, 2, 3, 4, 5, INF)
 class CSRAHead(nn.Module):
     """Logits (B, K) from feature maps (B, d, H, W): Eq. 1-4.
 
-    `heads`: 1, 2, 4, 6 or 8, each number with the paper's temperatures. `lam`: weight of the
-    attention; 0 leaves a normalized linear classifier on the mean feature.
+    `heads`: 1, 2, 4, 6 or 8, each with the paper's temperatures, else ValueError. `lam`: weight
+    of the attention; 0 leaves a normalized linear classifier on the mean feature.
     """
 
     def __init__(self, dim, num_classes, heads=1, lam=0.1):
@@ -117,7 +117,7 @@ def residual(s, lam):
 
 
 def loss(logits, targets):
-    """Binary cross-entropy, the mean over the known entries. (B, K); targets 1, 0, -1 (unknown)."""
+    """Binary cross-entropy, mean over known entries. logits, targets (B, K): 1, 0, -1 (unknown)."""
     known = targets >= 0
     z = logits.to(torch.promote_types(logits.dtype, torch.float32))
     bce = F.binary_cross_entropy_with_logits(z, targets.clamp(min=0).to(z), reduction="none")
@@ -125,8 +125,8 @@ def loss(logits, targets):
 
 
 def param_groups(model, lr, weight_decay, head_lr=10.0):
-    """As released: learning rate `lr` for the backbone, `head_lr` x `lr` for the classifier; weight
-    decay on all parameters."""
+    """Parameter groups, as released: `lr` for the backbone, `head_lr` x `lr` for the classifier;
+    weight decay on all parameters."""
     return [{"params": [*part.parameters()], "lr": times * lr, "weight_decay": weight_decay}
             for part, times in ((model.backbone, 1), (model.head, head_lr))]
 

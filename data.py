@@ -45,11 +45,11 @@ class Dataset:
         return len(self.paths)
 
     def image(self, index):
-        """uint8 (3, H, W)"""
+        """The image: uint8 (3, H, W), RGB. Raises InputError."""
         return read_image(self.paths[index], self.upright)
 
     def subset(self, keep):
-        """`keep`: a slice, a mask or indices."""
+        """The Dataset of the samples `keep`: a slice, a mask or indices."""
         return Dataset(self.classes, self.paths[keep], self.targets[keep], self.upright)
 
 
@@ -65,7 +65,7 @@ def load(name, root=None, split="train", *, drop_unlabelled=False, long_tail=0, 
     if not name.startswith("scenes") and not (root and (download or os.path.isdir(root))):
         raise InputError(f"{name} needs --root, the folder that holds it; {root} is not there")
     if 0 < long_tail < 1:
-        raise InputError(f"--long-tail {long_tail}: most over least frequent class, at least 1")
+        raise InputError(f"--long-tail {long_tail}: most / least frequent class must be at least 1")
     if download:
         with reading(f"--download, which knows {', '.join(FETCH)}", f"put it into {root} by hand"):
             FETCH[name](Path(root))
@@ -89,13 +89,13 @@ def load(name, root=None, split="train", *, drop_unlabelled=False, long_tail=0, 
 
 
 def draw(n):
-    """A random number of 0..n-1."""
+    """A random integer in 0..n-1."""
     return torch.randint(n, ()).item()
 
 
 def cutout(image):
-    """Covers a square of half the image's side with one random color, in place; its center lies in
-    the image."""
+    """Covers a square of half the side of `image`, uint8 (3, H, W), with one random color, in
+    place; its center lies in the image."""
     h, w = image.shape[-2:]
     y, x, color = draw(h), draw(w), torch.randint(256, (3, 1, 1), dtype=torch.uint8)
     image[:, max(y - h // 4, 0):y + h // 4, max(x - w // 4, 0):x + w // 4] = color
@@ -153,8 +153,8 @@ RANDAUGMENT = {  # operation: (value at magnitude 0, at 9, is a sign drawn, (ima
 
 
 def randaugment(image):
-    """As released with ASL, Q2L and CPRFL (torchvision's changes images far more): twice a random
-    operation at a random magnitude of 1..9, each applied with probability 1/2."""
+    """As released with ASL, Q2L and CPRFL (torchvision's changes images far more), uint8 (3, H, W):
+    two random operations, magnitude 1..9, each applied with probability 1/2."""
     chosen = [(draw(15), 1 + draw(9), 1 - 2 * draw(2)) for _ in range(2) if draw(2)]
     image = Image.fromarray(image.permute(1, 2, 0).numpy()) if chosen else image
     for number, magnitude, sign in chosen:
@@ -165,7 +165,7 @@ def randaugment(image):
 
 
 def transform(image_size, augment=()):
-    """uint8 (3, H, W) -> uint8 (3, image_size, image_size), squashed unless `augment` has crop."""
+    """uint8 (3, H, W) -> (3, image_size, image_size); aspect ratio not kept. Raises InputError."""
     size = (image_size, image_size)
     steps = {"crop": v2.RandomResizedCrop(size, (0.7, 1.0)), "flip": v2.RandomHorizontalFlip(),
              "cutout": cutout, "randaugment": randaugment}

@@ -77,9 +77,9 @@ def head_medium_tail(counts):
 
 
 def metrics(scores, targets, threshold=0.5, kind="all-points", counts=None):
-    """In percent: mAP; CP, CR, CF1 (averaged over classes; CF1 from CP and CR); OP, OR, OF1 (over
-    all decisions score > threshold); with the suffix _3, only of those in an image's top 3.
-    `counts`, the class frequencies in training, adds the mAP of head, medium and tail classes.
+    """In percent: mAP; precision, recall, F1 averaged over classes (CP, CR; CF1 is from both) and
+    over all decisions score > threshold (OP, OR, OF1); suffix _3: only those in an image's top 3.
+    `counts`, class frequencies in training, adds head, medium and tail mAP if one is below 100.
     AP is the list per class (None without positives), positives the number of positives per class.
 
     scores: probabilities (N, K); targets (N, K): 1, 0, -1 (unknown); threshold: one, or one per
@@ -137,12 +137,12 @@ def arguments(argv):
                         "scores (N, K) in [0, 1], targets (N, K), classes (K,)")
     flag, number = parser.add_argument, at_least(1)
     flag("--model", help="the method of --official")
-    flag("--backbone", help="allows a checkpoint to load this backbone from a hub or a folder")
+    flag("--backbone", help="of --official; else lets a checkpoint load it from a hub or a folder")
     flag("--weights", choices=("raw", "ema"), help="default: those that the recipe reports")
     flag("--data", choices=READERS, help="default: the data set trained on")
     flag("--root", help="default: the folder used in training")
-    flag("--split", default="test", choices=("train", "val", "test"), help="which images")
-    flag("--workers", type=at_least(-1), default=-1, help="loading processes; -1: by the machine")
+    flag("--split", default="test", choices=("train", "val", "test"), help="the split to evaluate")
+    flag("--workers", type=at_least(-1), default=-1, help="loading processes; -1: automatic")
     flag("--limit", type=number, help="a random N of the images, the same each time")
     flag("--skip-bad", type=at_least(0), default=0, help="leave out up to N unreadable images")
     flag("--ap", default=KINDS[0], choices=KINDS, help="definition of AP")
@@ -154,10 +154,10 @@ def arguments(argv):
     flag("--sizes", type=lambda text: [*map(number, text.split(","))], metavar="SIZES",
          help="image sizes to average over, such as 448,576")
     flag("--flip", action="store_true", help="average with the mirrored image")
-    flag("--residual", type=float, metavar="LAM", help="CSRA's trick on a pooled linear classifier")
+    flag("--residual", type=float, metavar="LAM", help="CSRA's test-time trick: + LAM x max score")
     flag("--predict", nargs="+", metavar="PATH", help="print the labels of files and folders")
     flag("--json", action="store_true", help="--predict: a JSON object per line")
-    flag("--heatmaps", metavar="DIR", help="a contact sheet per image")
+    flag("--heatmaps", metavar="DIR", help="draw each image and its maps")
     flag("--each-head", action="store_true", help="--heatmaps: layers and heads apart")
     flag("--pointing", action="store_true", help="how often a map has its maximum in a box")
     flag("--out", metavar="JSON", help="write the table")
@@ -167,7 +167,7 @@ def arguments(argv):
 
     typed, given = check_flags(parser, args, flags)
     if args.tune_threshold == args.split:
-        parser.error(f"--tune-threshold {args.split}: that is the split reported; tune on another")
+        parser.error(f"--tune-threshold {args.split}: that split is reported; tune on another")
     if args.official:  # its --image-size is what the model is made for; --sizes what it is shown
         own = ("model", "data", "backbone", "image_size")
         flags += [text for name in own if name in given

@@ -2,7 +2,7 @@
 
 Paper: Liu et al., "Query2Label: A Simple Transformer Way to Multi-Label Classification",
 arXiv 2107.10834. The equations are numbered here, in the order of the paper's section 3; ~ means
-that a position embedding has been added, F are the feature map's H W tokens of width d:
+that a position embedding has been added, F is the feature map's H W tokens of width d:
 
     (1)  Q'  = MHA(~Q, ~Q, Q)         self-attention among the labels
     (2)  Q'' = MHA(~Q', ~F, F)        cross-attention from labels to tokens
@@ -11,7 +11,7 @@ that a position embedding has been added, F are the feature map's H W tokens of 
     (5)  y = 1: (1 - p)^g+ log p;  y = 0: p^g- log(1 - p)      simplified asymmetric loss
 
 Paper, released code, this file:
-- Eq. 1: the released decoder has no self-attention (deleted by default), nor do its checkpoints.
+- Eq. 1: the released decoder has no self-attention (deleted by default), nor have its checkpoints.
   Here `self_attention=False` is the released decoder, True the paper's.
 - Eq. 5: the paper has g+ 0, g- 1; the released command g- 2, weights without gradient, p at least
   1e-5, sum / B / K * 1000. Here `loss` is the released one; GAMMAS names both pairs, and
@@ -110,7 +110,7 @@ class Q2LHead(nn.Module):
         self.decoder = nn.ModuleList(
             Layer(d, heads, ffn, dropout, self_attention) for _ in range(decoder_layers))
         for name, p in self.named_parameters():
-            if p.ndim > 1:  # of q, k, v as if they were one matrix (3 d, d), as in torch's layers
+            if p.ndim > 1:  # q, k, v: scaled as one matrix (3 d, d), as in torch's layers
                 nn.init.xavier_uniform_(p, math.sqrt(0.5) if name.split(".")[-2] in "qkv" else 1)
         self.norm = nn.LayerNorm(d)
         self.query_embed = nn.Parameter(torch.randn(num_classes, d))
@@ -141,9 +141,9 @@ class Q2L(nn.Module):
     """Images (B, 3, h, w), any size for a ResNet -> logits (B, len(classes)): backbone and head.
 
     `d_model`: None is the backbone's width. `self_attention`: True is the paper's decoder, False
-    the released one. `project`: None is the identity where the backbone's width is d_model, else a
-    1 x 1 convolution; True always uses one. `freeze`: stem and layer1 of a ResNet or TResNet, and a
-    ResNet's BatchNorms. `output_stride`: 8 or 16 keeps maps finer.
+    the released one. `project`: True is a 1 x 1 convolution to d_model, False is none, None is one
+    only where the widths differ. `freeze`: stem and layer1 of a ResNet or TResNet, and a ResNet's
+    BatchNorms. `output_stride`: 8 or 16 keeps maps finer than 1/32. Raises ValueError.
     """
 
     def __init__(self, classes, *, backbone, pretrained, image_size, d_model=None, ffn=8192,
@@ -205,20 +205,20 @@ REDUCTION = "mean"  # of `loss` over the batch
 
 
 def loss(logits, targets, gamma_pos=0.0, gamma_neg=2.0, eps=1e-5):
-    """Eq. 5 as released: detached weights, sum / B / K * 1000. (B, K); targets of -1 are ignored.
-
-    For Adam, the factor 1000 matters only through epsilon and clipping. Paper: GAMMAS["paper"].
+    """Eq. 5 as released: detached weights, sum / B / K * 1000. logits, targets (B, K): 1, 0, -1
+    (unknown: adds 0, but counts in B K). For Adam, 1000 matters only through eps and clipping.
+    Paper: GAMMAS["paper"].
     """
     p = torch.sigmoid(logits.to(torch.promote_types(logits.dtype, torch.float32)))
-    truth = torch.where(targets > 0, p, 1 - p)  # probability of what is true
+    truth = torch.where(targets > 0, p, 1 - p)  # probability of the true label
     gamma = torch.where(targets > 0, gamma_pos, gamma_neg)
     weight = (1 - truth.detach()) ** gamma * (targets >= 0)
     return -(weight * truth.clamp(min=eps).log()).sum() / logits.numel() * 1000  # Eq. 5
 
 
 def param_groups(model, lr, weight_decay, head_lr=1.0):
-    """As released: one learning rate, weight decay on all parameters that are not frozen. Another
-    `head_lr` gives the Transformer `head_lr` x `lr`."""
+    """Parameter groups, as released: one learning rate, weight decay on all that is not frozen.
+    Another `head_lr` gives the Transformer `head_lr` x `lr`."""
     if model.random_frozen:
         warnings.warn("stem, layer1 and frozen BatchNorm stay random: --no-freeze trains them too")
     old = [p for p in model.backbone.parameters() if p.requires_grad]
@@ -229,7 +229,7 @@ def param_groups(model, lr, weight_decay, head_lr=1.0):
 
 def from_official(state):
     """A released checkpoint's tensors (ResNet, TResNet, Swin, CvT) under this model's names, for
-    load_state_dict(strict=True). timm converts the backbones' names."""
+    load_state_dict(strict=True). timm converts the backbones' names. Others raise ValueError."""
     state = state.get("state_dict", state.get("model", state))
     state = {name.removeprefix("module."): tensor for name, tensor in state.items()}
     backbone = {name.removeprefix("backbone.0."): tensor for name, tensor in state.items()

@@ -9,16 +9,16 @@ A method is a module with
                    (B, 3, H, W) to logits (B, K)
     loss           (logits, targets, ...) -> a number; targets are 1, 0 or -1 (unknown)
     REDUCTION      what `loss` does over the batch: sum or mean
-    param_groups   (model, lr, weight_decay) -> what torch's optimizers take
+    param_groups   (model, lr, weight_decay) -> parameter groups for the optimizer
 Keyword arguments of these functions that have a default are flags.
 
 OUT gets last.pt (all that --resume needs, after each epoch) and log.jsonl (the settings, a line per
-epoch, the result). The result is the mAP after the last epoch, of the EMA weights or of the raw
-ones as the recipe's `report` says. The best epoch is shown, too, with the words "picked on test".
+epoch, the result). The result is the test mAP of the EMA weights or, as `report` says, the raw ones
+after the last epoch; with a val split, after the epoch that is best on val (kept in best.pt).
 
 The loss is taken over the logits of all processes, so that each method's own normalization holds.
-BatchNorm statistics are each process's own, or of all with --sync-bn. The order of an epoch and the
-random numbers of a step depend on (seed, step), so they need not be stored.
+BatchNorm statistics are each process's own, or of all with --sync-bn. The order of an epoch depends
+on (seed, epoch), the random numbers of a step on (seed, step, rank): neither needs to be stored.
 """
 import copy
 import math
@@ -102,7 +102,7 @@ def train(method, s):
     for step, batch in enumerate(batches, done + 1):
         epoch, of_epoch = (step - 1) // steps + 1, (step - 1) % steps + 1
         bad = unreadable(batch, s["skip_bad"], bad)
-        torch.manual_seed(mixed(s["seed"], step, process()[0]))  # dropout's
+        torch.manual_seed(mixed(s["seed"], step, process()[0]))  # for dropout
         fresh.append(learner.backward(batch))
         learner.update(step)
 
@@ -271,7 +271,7 @@ def finish(log, history, s, last, monitor, seconds):
 
 
 def optimizer_and_schedule(groups, s, steps):
-    """torch's, both updated once per training step. `steps`: training steps per epoch."""
+    """torch's optimizer and schedule, both updated once per step. `steps`: steps per epoch."""
     kind = {"sgd": partial(SGD, momentum=0.9), "adam": Adam, "adamw": AdamW}[s["optimizer"]]
     device = next(p.device.type for group in groups for p in group["params"])
     fused = {} if s["optimizer"] == "sgd" else {  # torch's fused SGD keeps an unset momentum where

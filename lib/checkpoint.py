@@ -11,7 +11,7 @@ from sets.table import one_line
 
 
 def save(checkpoint, path):
-    """Under a temporary name, then renamed: an interruption leaves the previous one intact."""
+    """Writes to a temporary name, then renames: an interruption leaves the old file intact."""
     part = path.with_suffix(".tmp")
     try:
         torch.save(checkpoint, part)

@@ -31,7 +31,7 @@ def check_flags(parser, args, rest):
     for name, ignored in CONFLICTS.items():
         if name in given and (both := [typed[other] for other in ignored if other in given
                                        and other not in needed]):
-            parser.error(f"{typed[name]} ignores {', '.join(both)}: leave it out")
+            parser.error(f"{typed[name]} ignores {', '.join(both)}: leave these out")
     if {"image_size", "sizes"} <= {*given} and not args.official:
         parser.error("--sizes replaces --image-size: leave one out")
     for name, other in NEEDS.items():

@@ -1,7 +1,7 @@
 """Attention maps: heat maps on images, and the pointing game.
 
-A model's `attention` gives maps (..., K, H, W). A map is drawn where its cells look: the strides
-and the padding of a ResNet shift that by up to half a cell. """
+A model's `attention` gives maps (..., K, H, W). Each cell is drawn at the center of its receptive
+field, which the strides and the padding of a ResNet shift by up to half a cell. """
 from pathlib import Path
 
 import numpy as np
@@ -15,7 +15,7 @@ WIDTH, CAPTION = 224, 22  # of a tile, in pixels
 
 
 def view_offset(model, size):
-    """The distance from a cell's own center to the center of what the cell sees, (x, y) in
+    """The distance from a cell's own center to the center of its receptive field, (x, y) in
     fractions of the image. From the gradient of an untrained model: a trained one's varies with the
     image."""
     images = torch.rand(8, 3, size, size, generator=torch.Generator().manual_seed(0))

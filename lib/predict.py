@@ -46,7 +46,7 @@ def predict(model, batches, device, dtype, mean, std, flip=False, skip_bad=0):
                 logits.append(torch.stack([model(view) for view in views]).movedim(0, -1))
                 index.append(batch.index)
 
-    # A process may have none of the images. In float32, logits above 17 would tie.
+    # A process may have none of the images. In float32, sigmoids of logits above 17 would tie.
     own = (torch.cat(logits).cpu().double().sigmoid().mean(-1).numpy(),
            torch.cat(index).numpy()) if index else None
     owns, bads = zip(*everyone((own, bad)))
@@ -199,7 +199,7 @@ class Scorer:
             yield from zip(batch.index.tolist(), found)
 
     def map_offset(self):
-        """Where the cells of the maps look: see maps.view_offset."""
+        """Where the cells' receptive fields are centered: see maps.view_offset."""
         torch.manual_seed(0)
         return maps.view_offset(untrained(self.checkpoint, self.state),
                                 self.settings["image_size"])

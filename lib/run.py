@@ -47,7 +47,7 @@ class Log:
 
 
 def new_folder(stem):
-    """A new run's folder, named by the time; two runs of one second do not share it."""
+    """A new run's folder, named by the time; runs that start in the same second do not share it."""
     stem += time.strftime("-%Y%m%d-%H%M%S")
     while process()[0] == 0:
         try:

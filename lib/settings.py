@@ -26,19 +26,19 @@ SETTINGS = {  # name: (default, allowed: choices or [from, below), help)
     "drop_unlabelled": (False, None, "leave out images without a positive label"),
     "long_tail": (0.0, ANY, "make the training split long-tailed: most over least frequent class"),
     "loss": ("", ["asl", "focal", "bce", "db"], "train with the mean of this loss instead"),
-    "optimizer": ("adamw", ["sgd", "adam", "adamw"], "torch's"),
+    "optimizer": ("adamw", ["sgd", "adam", "adamw"], "torch's optimizer"),
     "lr": (1e-4, ANY, "learning rate"),
     "weight_decay": (1e-4, ANY, "L2 penalty; adamw: decoupled"),
     "clip_grad": (0.0, ANY, "largest gradient norm; 0: no clipping"),
-    "schedule": ("onecycle", ["step", "onecycle", "cosine"], "of the learning rate"),
+    "schedule": ("onecycle", ["step", "onecycle", "cosine"], "schedule of the learning rate"),
     "pct_start": (0.2, (0, 1), "onecycle: the share of steps in which the learning rate rises"),
-    "decay_epochs": (1, SOME, "step: times 0.1 every so many epochs"),
+    "decay_epochs": (1, SOME, "step: multiply the learning rate by 0.1 every N epochs"),
     "warmup_epochs": (0.0, (0, 10 ** 6), "step and cosine: epochs of linear warm-up"),
     "epochs": (30, SOME, "when training ends; given alone, the schedule ends there, too"),
     "schedule_epochs": (0, ANY, "the length of a schedule that training cuts short; 0: epochs"),
     "batch_size": (16, SOME, "images per step, over all processes and micro-batches"),
     "ema": (0.0, (0, 1), "decay of the weights' moving average; 0: none"),
-    "report": ("ema", ["ema", "raw"], "whose mAP is the result; without ema, raw"),
+    "report": ("ema", ["ema", "raw"], "the weights whose mAP is the result; without ema, raw"),
     # how and where to run
     "weights": ("", None, "a file of the backbone's weights, in place of timm's pretrained ones"),
     "init": ("", None, "a checkpoint to start from, even one with different classes"),
@@ -54,7 +54,7 @@ SETTINGS = {  # name: (default, allowed: choices or [from, below), help)
     "sync_bn": (False, None, "BatchNorm statistics over all processes"),
     "save_every": (0.0, ANY, "minutes between checkpoints within an epoch; 0: none"),
     "skip_bad": (0, ANY, "leave out up to N unreadable images"),
-    "limit": (0, ANY, "train on a random N of the images, the same for any seed"),
+    "limit": (0, ANY, "train on N random images, the same for any seed; 0: all"),
     "resume": (False, None, "continue from OUT/last.pt"),
     "download": (False, None, "fetch the data into ROOT")}
 FREE = ("resume", "workers", "root", "out", "compile", "download", "save_every", "skip_bad")
@@ -100,7 +100,7 @@ class Parser(argparse.ArgumentParser):
 def keywords(function, what):
     """The keyword arguments of `function` that become flags: name -> a row as in SETTINGS."""
     return {p.name: (p.default, ANY if type(p.default) in (int, float) else None,
-                     f"of the {what}: see its file")
+                     f"of the {what}: see the method's file")
             for p in inspect.signature(function).parameters.values()
             if p.default is not p.empty and p.name != "reduction"}
 

@@ -51,7 +51,7 @@ def load_backbone(model, path):
 
 def load_checkpoint(model, method, path, official, classes):
     """--init: a checkpoint of train.py or, with --official, a released one. Where the classes
-    differ, the tensors that depend on them start anew."""
+    differ, the tensors that depend on them are initialized."""
     if official:
         with reading(path, f"--official takes what {method.__name__}'s authors released"):
             state, count = method.from_official(read_file(path)), None
@@ -71,5 +71,5 @@ def load_checkpoint(model, method, path, official, classes):
     model.load_state_dict(fits, strict=False)
     anew = [name for name in own if name not in fits and "num_batches" not in name]
     rest = [name for name in state if name not in own]
-    say(f"{path}: {len(fits)} tensors are loaded; start anew: {shortened(anew)}; left over: "
+    say(f"{path}: {len(fits)} tensors are loaded; initialized: {shortened(anew)}; left over: "
         f"{shortened(rest)}")

@@ -4,7 +4,7 @@
     (unknown)
 
 A path is a file, a box of a file in pixels (FILE::x,y,w,h), or a drawn scene (scene:SEED/NUMBER).
-The splits are train and test. To add a data set, write such a function and name it in READERS.
+Splits: train, test; csv: also val. To add a data set, write such a function, named in READERS.
 """
 from functools import partial
 from pathlib import Path

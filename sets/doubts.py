@@ -12,7 +12,7 @@ def doubts(data, split):
 
 def copies(batches, data, split, seen):
     """Messages about images that cannot be read, and about images that occur twice with different
-    labels or in both splits. `seen`: content -> (split, path, labels)."""
+    labels or in two splits. `seen`: content -> (split, path, labels)."""
     for batch in batches:
         yield from batch.bad
         for image, i in zip(batch.images.numpy(), batch.index.tolist()):

@@ -43,9 +43,9 @@ def fetch(root, name):
 
 
 def long_tailed(targets, ratio):
-    """The indices of a subset whose class frequencies follow a power law (Pareto): the last class
-    is `ratio` times rarer than the first. An image is taken while none of its classes is full; the
-    first class's limit is lowered until it is reached. Deterministic."""
+    """The indices of a subset whose class frequencies follow a power law (Pareto): the rarest class
+    is `ratio` times rarer than the most frequent. An image is taken while none of its classes is
+    full; the limit of the most frequent class is lowered until it is reached. Deterministic."""
     labels = targets == 1
     rank = np.argsort(np.argsort(-labels.sum(0), kind="stable"))
     shape = (1.0 + rank) ** (-np.log(ratio) / np.log(len(rank)))

@@ -15,7 +15,7 @@ from sets.table import coded, fields, multi_hot, reading
 
 def read_nuswide(root, split):
     """Classes, paths and targets (N, 81). ROOT/nus_wid_data.csv (ASL's split) overrides the
-    official lists."""
+    published lists."""
     file, part = root / "nus_wid_data.csv", {"train": "Train", "test": "Test"}[split]
     remedy = "NUS-WIDE is nus_wid_data.csv, or ImageList/ and Groundtruth/TrainTestLabels/"
     if file.is_file():

@@ -135,8 +135,8 @@ def attention_kernels(model, images):
 
 
 def program(*command, stop_after=None):
-    """Runs a program of the project; with `stop_after`, sends SIGTERM after a line that starts so.
-    The exit code and the output."""
+    """Runs a program of the project; with `stop_after`, sends SIGTERM at the first line that
+    starts with it. Returns the exit code and the output."""
     task = subprocess.Popen(list(map(str, command)), cwd=ROOT, text=True, stdout=subprocess.PIPE,
                             stderr=subprocess.STDOUT)
     lines = []
@@ -298,7 +298,7 @@ def asl_kernel(args):
 
 def feeding(args):
     workers = 2 if args.quick else 16
-    print(f"\nFeeding: {workers} loading processes, {args.size} px")
+    print(f"\nData loading: {workers} loading processes, {args.size} px")
     paths = sorted(map(str, Path(args.photos).rglob("*.jpg")))
     paths = (paths * 8000)[:64 if args.quick else 4000]
     targets = np.zeros((len(paths), 80), np.int8)

@@ -64,14 +64,14 @@ ROWS = {  # table: (label, command, its choices: flags, or the command whose cho
         ("Q2L", Q2L, Q2L),
         ("CPRFL", MINILM, MINILM),
         ("CPRFL, random prompts", f"{MINILM} --prompts random", MINILM),
-        ("CPRFL, random text features of the same length", RANDOM, MINILM),
+        ("CPRFL, random text features of the same norm", RANDOM, MINILM),
         ("CPRFL, untrained text tower", f"{CPRFL} --text random", MINILM),
         ("CPRFL, linear prompts", f"{MINILM} --prompts linear", MINILM),
-        ("CPRFL, gradient by the interaction only", f"{MINILM} --paths interaction", MINILM),
-        ("CPRFL, gradient by the score only", f"{MINILM} --paths direct", MINILM),
+        ("CPRFL, gradient through the interaction only", f"{MINILM} --paths interaction", MINILM),
+        ("CPRFL, gradient through the score only", f"{MINILM} --paths direct", MINILM),
         ("CPRFL, lower learning rate of the backbone", MINILM, ("--lr 1e-4 --head-lr 5",)),
         ("CPRFL, no dropout", f"{MINILM} --dropout 0", MINILM),
-        ("CPRFL, text features of length 1", f"{CPRFL} --text-features coco18/minilm.npy", MINILM)],
+        ("CPRFL, text features of norm 1", f"{CPRFL} --text-features coco18/minilm.npy", MINILM)],
     "longer": [("baseline, BCE", BCE, BCE), ("CSRA", CSRA, CSRA), ("Q2L", Q2L, Q2L),
                ("CPRFL", MINILM, MINILM)],
     "xray": [("CSRA", CSRA, CSRA), ("CSRA without attention", POOLED, POOLED)]}
@@ -98,7 +98,7 @@ def machine():
 
 
 def python(args, *words):
-    """Runs a command whose paths are in the folder of the photographs; its output."""
+    """Runs a command whose paths are in the folder of the photographs; returns its output."""
     folders = ("coco18", "coco-mini", "xray")
     words = [f"{args.data}/{word}" if word.split("/")[0] in folders else word for word in words]
     print("python", *words, flush=True)
@@ -177,7 +177,7 @@ def run_evaluations(args):
 
 
 def run_picture(args):
-    """README's first picture: what eval.py --heatmaps draws for each method, in rows."""
+    """README's first image: what eval.py --heatmaps draws for each method, in rows."""
     rows, names = [], ("CSRA", "Q2L", "CPRFL", "baseline, BCE")
     for label, command, choices in (row for row in ROWS["coco18"] if row[0] in names):
         run = full("coco18", command, choice("coco18", command, choices), 0)
@@ -294,11 +294,11 @@ def grid():
             if name in KEPT:
                 rows.append([label, f"`python {command} {flags}`",
                              f"{KEPT[name]['best_mAP_on_val']:.1f}"])
-    return table(["choice, seed 0", "command", "mAP on val"], rows)
+    return table(["candidate, seed 0", "command", "mAP on val"], rows)
 
 
 def seconds():
-    return table(["time", "seconds of a run", "best epoch"], [
+    return table(["time", "seconds per run", "best epoch"], [
         [f"{name}: {label}", f"{mean(values, 0)}, at most {max(values):.0f}",
          ", ".join(map(str, of_runs(name, command, choices, of_log("best_epoch_on_val"))))]
         for name, rows in ROWS.items() for label, command, choices in rows

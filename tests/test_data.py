@@ -1,4 +1,4 @@
-"""Data sets in their official formats, written small by the test; transforms; what goes wrong."""
+"""Data sets in their published formats, in small, written by the tests; transforms; what goes wrong."""
 import hashlib
 import json
 import pickle
@@ -369,7 +369,7 @@ def test_long_tail():
         load("scenes", long_tail=0.5)
 
 
-def test_nuswide_official_lists(tmp_path, capsys):
+def test_nuswide_published_lists(tmp_path, capsys):
     (tmp_path / "ImageList").mkdir()
     labels = tmp_path / "Groundtruth/TrainTestLabels"
     labels.mkdir(parents=True)

@@ -269,7 +269,7 @@ def test_contact_sheets_show_what_the_views_predict(checkpoint, tmp_path, monkey
     assert drawn.indices == [0, 1, 2]
 
 
-def test_maps_lie_where_their_cells_look():
+def test_maps_lie_at_their_receptive_fields():
     one = torch.zeros(1, 8, 8)
     one[0, 2, 5] = 1
     for offset, place in (((0, 0), (5.5, 2.5)), ((0.05, -0.1), (5.5 + 0.4, 2.5 - 0.8))):

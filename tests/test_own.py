@@ -74,7 +74,7 @@ def test_init_from_other_classes(tmp_path, capsys):
         same = model.head.weight.shape == stored["head.weight"].shape and torch.equal(
             model.head.weight, stored["head.weight"])
         assert same == kept
-        assert ("start anew: 1 (head.weight)" in capsys.readouterr().out) != kept
+        assert ("initialized: 1 (head.weight)" in capsys.readouterr().out) != kept
     with pytest.raises(InputError, match="is of csra, not asl"):
         load_checkpoint(model, asl, file, False, ["a"])
     model = csra.build(["a"], backbone="resnet18", pretrained=False, image_size=64)
@@ -138,7 +138,7 @@ def test_three_lines_of_python_are_what_eval_predicts(tmp_path, capsys):
 @pytest.mark.parametrize("method, more", [
     (csra, {"heads": 4}), (q2l, {"d_model": 32, "ffn": 32}), (asl, {}),
     (cprfl, {"text_features": torch.ones(2, 16), "d_model": 32, "ffn": 32})])
-def test_export_with_a_free_batch_size(method, more):
+def test_export_with_a_dynamic_batch_size(method, more):
     model = method.build(["a", "b"], backbone="test_resnet", pretrained=False, image_size=64,
                          **more).eval()
     batch = torch.export.Dim("batch")

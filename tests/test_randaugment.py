@@ -134,8 +134,8 @@ def test_cutout_is_a_gray_square_with_its_center_in_the_image():
 
 
 def test_how_often_and_how_much_images_change():
-    """Drawn scenes at 224 px. 26% of photos stay unchanged after the bilinear resize to 224 px,
-    28 % at full size, since AutoContrast leaves alone what fills the range."""
+    """Drawn scenes at 224 px. 26% of photographs stay unchanged after the bilinear resize to 224 px,
+    28% at full size, since AutoContrast leaves alone what fills the range."""
     scenes, unchanged, change = data.load("scenes"), 0, []
     resize = data.transform(224)
     for index in range(60):

@@ -1,4 +1,4 @@
-"""Trainings in which something goes wrong at a known moment, for test_reliable.py.
+"""Training runs in which something goes wrong at a known moment, for test_reliable.py.
 
 Run: python tests/programs/faults.py FAULT [flags of train.py]
 """
