@@ -212,7 +212,7 @@ def run_parity(args):
 
 
 def run_speed(args):
-    kept(BENCH, lambda: {"lines": python(args, *BENCH.split()).splitlines()})
+    kept(BENCH, lambda: {"lines": python(args, *BENCH.split()).replace(f"{args.data}/", "").splitlines()})
 
 
 # --------------------------------------------------------------------------------------- the tables
