@@ -171,8 +171,8 @@ def test_killed_while_it_writes(tmp_path, whole):
     same(torch.load(out / "last.pt"), whole)
 
 
-@pytest.mark.parametrize("number", [
-    signal.SIGTERM, pytest.param(signal.SIGINT, marks=pytest.mark.slow)])
+@pytest.mark.slow
+@pytest.mark.parametrize("number", [signal.SIGTERM, signal.SIGINT])
 def test_a_signal_ends_the_step_saves_and_says_so(tmp_path, whole, number):
     out = tmp_path / "run"
     task = started(FAULTS, number.name, *long(0), "--workers", 2, "--out", out,

@@ -50,9 +50,8 @@ def cprfl_run():
     return cprfl, model, shapes, {"lr": 5e-5, "pct_start": 0.1, "epochs": 80}
 
 
-@pytest.mark.parametrize("run", [
-    pytest.param(csra_run, marks=pytest.mark.slow), q2l_run,
-    pytest.param(cprfl_run, marks=pytest.mark.slow)])
+@pytest.mark.slow
+@pytest.mark.parametrize("run", [csra_run, q2l_run, cprfl_run])
 @pytest.mark.filterwarnings("ignore:stem")
 def test_parity_of_training(run):
     """Through build, from_official, param_groups, loss, and the loop's optimizer and schedule."""
