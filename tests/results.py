@@ -79,7 +79,7 @@ VARIANTS = ("baseline, focal loss", "Q2L, decoder with self-attention", "Q2L, th
 PHOTOGRAPHS = ("coco-mini/val2017/000000397133.jpg", "coco-mini/train2017/000000547503.jpg")
 SCENES = ("csra.py", "q2l.py --data scenes", "cprfl.py --data scenes", "asl.py")
 BENCH = "tests/bench.py --images coco-mini --only loss,heads,steps,input"
-PARITY = "-m pytest -s -k parity tests"
+PARITY = "-m pytest -s --slow -k parity tests"
 KEPT = json.loads(FILE.read_text("utf-8")) if FILE.is_file() else {}
 
 
@@ -204,7 +204,7 @@ def run_scenes(args):
 def run_parity(args):
     """The differences that the tests of parity print."""
     def make():
-        text, found = python(args, *PARITY.split(), "-q", "--slow"), {}
+        text, found = python(args, *PARITY.split(), "-q"), {}
         for name, value in re.findall(r"^(\w[^:\n]*): (\de-\d+)$", text, re.MULTILINE):
             found[name] = max(found.get(name, 0), float(value))
         return found
@@ -212,7 +212,10 @@ def run_parity(args):
 
 
 def run_speed(args):
-    kept(BENCH, lambda: {"lines": python(args, *BENCH.split()).replace(f"{args.data}/", "").splitlines()})
+    def make():
+        text = python(args, *BENCH.split())
+        return {"lines": text.replace(f"{args.data}/", "").splitlines()}
+    kept(BENCH, make)
 
 
 # --------------------------------------------------------------------------------------- the tables
