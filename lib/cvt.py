@@ -3,7 +3,8 @@
 Paper: Wu et al., "CvT: Introducing Convolutions to Vision Transformers", ICCV 2021, arXiv
 2103.15808. Importing this file makes `--backbone cvt_w24` known to timm, without pretrained
 weights: those of Query2Label come with its released checkpoint. As in the released code, attention
-is scaled by the width of the stage, not of a head. """
+is scaled by the width of the stage, not of a head.
+"""
 import torch
 import torch.nn.functional as F
 from timm.layers import DropPath, calculate_drop_path_rates

@@ -1,7 +1,8 @@
 """Attention maps: heat maps on images, and the pointing game.
 
 A model's `attention` gives maps (..., K, H, W). Each cell is drawn at the center of its receptive
-field, which the strides and the padding of a ResNet shift by up to half a cell. """
+field, which the strides and the padding of a ResNet shift by up to half a cell.
+"""
 from pathlib import Path
 
 import numpy as np

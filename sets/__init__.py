@@ -1,7 +1,6 @@
 """One reader per data set: the publisher's files in one common form.
 
-    classes, paths, targets = READERS[name](root, split)      targets (N, K) int8: 1, 0, -1
-    (unknown)
+    classes, paths, targets = READERS[name](root, split)  # targets int8 (N, K): 1, 0, -1 (unknown)
 
 A path is a file, a box of a file in pixels (FILE::x,y,w,h), or a drawn scene (scene:SEED/NUMBER).
 Splits: train, test; csv: also val. To add a data set, write such a function, named in READERS.

@@ -60,6 +60,7 @@ ROWS = {  # table: (label, command, its choices: flags, or the command whose cho
         ("baseline, focal loss", "asl.py --loss focal", "asl.py --loss focal"),
         ("baseline, ASL", "asl.py", "asl.py"),
         ("baseline, DB loss", "asl.py --loss db", "asl.py --loss db"),
+        ("the same, classifier normalized: CSRA without attention", POOLED, POOLED),
         ("CSRA", CSRA, CSRA),
         ("Q2L", Q2L, Q2L),
         ("CPRFL", MINILM, MINILM),
@@ -272,8 +273,9 @@ def photographs(more=False):
         if not more and label in VARIANTS:
             continue
         figures = [mean(of_runs("coco18", command, choices, value)) for value in (
-            of_log("mAP"), of_log("CF1"), of_log("OF1"), of_evaluation("--tune-threshold val", "OF1"), pointing("pointing"),
-            pointing("pointing_small"))]
+            of_log("mAP"), of_log("CF1"), of_log("OF1"),
+            of_evaluation("--tune-threshold val", "OF1"),
+            pointing("pointing"), pointing("pointing_small"))]
         figures += [mean(of_runs("coco18-lt", *tail[label], of_log(name)))
                     if label in tail else "" for name in ("mAP", "tail")]
         rows.append([label, *figures])

@@ -73,6 +73,7 @@ def test_figures_are_those_of_the_runs():
         row = re.search(rf"^\| `{name}\.py` .*$", README, re.MULTILINE)[0]
         short = {key: f"{value:.0e}".replace("e-0", "e-") for key, value in parity.items()
                  if isinstance(value, float) and key.split(",")[0] == name}
-        assert f"| {', '.join(short[key] for key in (name, f'{name}, training') if key in short)} |" in row
+        figures = [short[key] for key in (name, f"{name}, training") if key in short]
+        assert f"| {', '.join(figures)} |" in row
         command = next(command for command in results.SCENES if command.startswith(name))
         assert row.endswith(f"| {results.KEPT[f'{command} --seed 0']['mAP']:.1f} |")

@@ -193,8 +193,9 @@ def test_help_names_recipe_and_hyper_parameters():
 
 @pytest.mark.parametrize("schedule", ["step", "cosine", "onecycle"])
 def test_schedules_match_their_formulas(schedule):
-    s = {name: row[0] for name, row in SETTINGS.items()} | {"schedule": schedule, "optimizer": "sgd", "epochs": 6, "decay_epochs": 2,
-                            "warmup_epochs": 1.0, "pct_start": 0.5}
+    s = {name: row[0] for name, row in SETTINGS.items()} | {
+        "schedule": schedule, "optimizer": "sgd", "epochs": 6, "decay_epochs": 2,
+        "warmup_epochs": 1.0, "pct_start": 0.5}
     groups = [{"params": [torch.nn.Parameter(torch.ones(1))], "lr": lr} for lr in (0.1, 1.0)]
     optimizer, scheduler = train.optimizer_and_schedule(groups, s, steps=5)
     for step in range(30):
