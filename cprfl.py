@@ -167,6 +167,8 @@ class CPRFL(nn.Module):
         self.paths, self.tune_text = paths, tune_text
         self.phi = nn.Linear(self.backbone.num_features, d_model)
         if tune_text:
+            if text_features is not None:
+                raise ValueError("tune_text trains the encoder `text`: it takes no text_features")
             name, tag = name_and_weights(text)
             self.text = text_tower(name, tag if pretrained else None)
             self.register_buffer("sentences", text_tokens(classes, name), persistent=False)

@@ -58,8 +58,8 @@ def load(name, root=None, split="train", *, drop_unlabelled=False, long_tail=0, 
     """One split as a Dataset. `drop_unlabelled` leaves out images without a positive label,
     `long_tail` makes a training split long-tailed by that ratio, `download` fetches VOC and the
     long-tailed lists, `check` refuses missing images. Raises InputError."""
-    if name not in READERS or split not in ("train", "test",
-                                            {"voc2012": "server", "csv": "val"}.get(name)):
+    third = {"csv": "val", "voc2012": "server", "voc2012-server": "server"}.get(name)
+    if name not in READERS or split not in ("train", "test", third):
         raise InputError(f"no data set {name}, {split}: choose train or test of "
                          f"{', '.join(READERS)}")
     if not name.startswith("scenes") and not (root and (download or os.path.isdir(root))):

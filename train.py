@@ -12,9 +12,9 @@ A method is a module with
     param_groups   (model, lr, weight_decay) -> parameter groups for the optimizer
 Keyword arguments of these functions that have a default are flags.
 
-OUT gets last.pt (all that --resume needs, after each epoch) and log.jsonl (the settings, a line per
-epoch, the result). The result is the test mAP of the EMA weights or, as `report` says, the raw ones
-after the last epoch; with a val split, after the epoch that is best on val (kept in best.pt).
+OUT gets last.pt (for --resume, after each epoch) and log.jsonl (the settings, a line per epoch, the
+result). The result is the test mAP of the EMA weights or, as `report` says, the raw ones after the
+last epoch; with a val split, after the epoch that is best on val (kept in best.pt).
 
 The loss is taken over the logits of all processes, so that each method's own normalization holds.
 BatchNorm statistics are each process's own, or of all with --sync-bn. The order of an epoch depends
@@ -29,10 +29,8 @@ from contextlib import nullcontext
 from functools import partial
 from pathlib import Path
 
-import timm
 import torch
 import torch.distributed as dist
-from torch.nn.parallel import DistributedDataParallel
 from torch.optim import SGD, Adam, AdamW, lr_scheduler
 from torch.optim.swa_utils import get_ema_multi_avg_fn
 
@@ -43,7 +41,7 @@ from lib.checks import check, check_losses, unreadable
 from lib.methods import chosen, method_of
 from lib.order import in_order, shuffled, splits
 from lib.predict import predict
-from lib.processes import everyone, gathered, hardware, process
+from lib.processes import everyone, gathered, hardware, parallel, process
 from lib.run import SIGNALS, Log, new_folder, program, stopped
 from lib.settings import settings_of
 from lib.weights import starting_model
@@ -74,12 +72,12 @@ def train(method, s):
     done, losses, history = 0, [], []  # steps; losses of this epoch; a line per epoch
     if s["resume"] and last.is_file():
         stored = read_checkpoint(last)
-        compare(stored.get("prints"), prints, last)
         with reading(last, "damaged: start over, or restore a backup"):
+            compare(stored, prints, last)
             learner.load_state_dict(stored)
             done, losses, history = progress(stored, steps)
 
-    s["out"] = s["out"] or new_folder(f"runs/{s['model']}-{s['data']}")
+    s["out"] = s["out"] or everyone(new_folder(f"runs/{s['model']}-{s['data']}"))[0]
     last = Path(s["out"], "last.pt")
     order = shuffled(len(train_set), s["batch_size"], s["epochs"], s["seed"], done)
     batches = loader(train_set, s["image_size"], order, s["augment"], s["seed"], s["workers"])
@@ -150,7 +148,7 @@ def train(method, s):
         everyone("rank 0 has written best.pt")
         last = last.with_name("best.pt")
         learner.load_state_dict(read_checkpoint(last))
-        history.append({**best_of(history), **test(learner, *tests["test"], counts, True)})
+        history.append(test(learner, *tests["test"], counts, True))
     return finish(log, history, s, last, monitor, time.time() - begin)
 
 
@@ -168,10 +166,6 @@ class Learner:
         self.s, self.device, self.dtype = s, device, dtype
         self.reduction = "mean" if s["loss"] else method.REDUCTION
         model = starting_model(method, s, classes)
-        if s["grad_checkpointing"]:
-            model.backbone.set_grad_checkpointing()
-        if s["sync_bn"]:
-            model = timm.layers.convert_sync_batchnorm(model)
         self.model = model.to(device, memory_format=torch.channels_last)
         groups = method.param_groups(self.model, s["lr"], s["weight_decay"],
                                      **chosen(method.param_groups, s))
@@ -181,9 +175,10 @@ class Learner:
         if self.average:  # paired once: the tensors stay the same objects
             pairs = zip(self.average.state_dict().values(), self.model.state_dict().values())
             self.pairs = [*zip(*(pair for pair in pairs if pair[0].is_floating_point()))]
+        world = process()[1]
+        self.net = parallel(self.model, s["image_size"], device) if world > 1 else self.model
         if s["compile"]:
             self.model.compile()
-        self.net = DistributedDataParallel(self.model) if process()[1] > 1 else self.model
 
     def parts(self):
         """What a checkpoint holds, by name."""
@@ -200,7 +195,7 @@ class Learner:
     def backward(self, batch):
         """The gradient of a batch, one micro-batch at a time; returns its loss, on the device."""
         world, parts, total = process()[1], self.s["accumulate"], 0
-        rows = self.s["batch_size"] // world // parts
+        rows = (len(batch.index) + len(batch.bad)) // parts
         share = 1 if self.reduction == "sum" else 1 / parts
         self.net.train()
         for part in range(parts):

@@ -73,11 +73,14 @@ def fingerprint(data, root):
 
 
 def compare(stored, prints, last):
-    """Refuses to resume with other data."""
-    if stored is None:
+    """Refuses to resume with other data, or without the best epoch so far."""
+    known, best = stored.get("prints"), last.with_name("best.pt")
+    if known is None:
         raise InputError(f"{last} is from an older version: eval.py reads it, --resume does not")
-    for split, now in prints.items():
-        before = stored.get(split, {}) if isinstance(stored, dict) else {}
-        if changed := [what for what, value in now.items() if before.get(what) != value]:
+    for split in {**known, **prints}:
+        before, now = known.get(split, {}), prints.get(split, {})
+        if changed := [what for what in {**before, **now} if before.get(what) != now.get(what)]:
             raise InputError(f"{last}: the {split} split has changed since ({', '.join(changed)}): "
                              "restore the data, or start anew with another --out")
+    if "val" in prints and stored["history"] and not best.is_file():
+        raise InputError(f"{best} is missing: with a val split, --resume needs it beside last.pt")

@@ -2,9 +2,9 @@
 import argparse
 
 CONFLICTS = {  # a flag -> flags that it would ignore
-    "from_scores": ("data", "root", "split", "workers", "limit", "skip_bad", "weights", "per_class",
-                    "tune_threshold", "image_size", "sizes", "flip", "residual", "predict",
-                    "heatmaps", "pointing", "scores"),
+    "from_scores": ("data", "root", "split", "workers", "limit", "skip_bad", "weights", "backbone",
+                    "per_class", "tune_threshold", "image_size", "sizes", "flip", "residual",
+                    "predict", "heatmaps", "pointing", "scores"),
     "predict": ("data", "root", "split", "limit", "skip_bad", "ap", "out", "scores", "pointing",
                 "voc_server"),
     "voc_server": ("out", "split", "ap", "pointing", "threshold", "tune_threshold"),

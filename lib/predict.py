@@ -14,6 +14,7 @@ from lib.order import in_order, sample
 from lib.processes import everyone, hardware, process
 from lib.settings import checked, settings_of
 from sets import NAMES
+from sets.images import pixels
 
 
 def with_progress(batches):
@@ -77,11 +78,11 @@ def at_size(model, size):
 
 def add_residual(model, lam):
     """CSRA's test-time trick on a trained classifier that pools the scores of the cells."""
-    residual = method_of("csra").residual
-    if getattr(model.head, "lam", None) == 0:  # csra.py trained without attention
+    residual, head = method_of("csra").residual, getattr(model, "head", None)
+    if getattr(head, "lam", None) == 0:  # csra.py trained without attention
         model.forward = lambda images: sum(
-            residual(s, lam) for s in model.head.scores(model.features(images)).unbind(1))
-    elif isinstance(model.head, torch.nn.Linear):  # asl.py
+            residual(s, lam) for s in head.scores(model.features(images)).unbind(1))
+    elif isinstance(head, torch.nn.Linear):  # asl.py
         model.forward = lambda images: residual(model.attention(images)[1].flatten(2), lam)
     else:
         raise InputError("--residual needs a pooled linear classifier: asl.py's, or csra --lam 0")
@@ -90,10 +91,13 @@ def add_residual(model, lam):
 def read_official(path, flags, root, split):
     """A released checkpoint in the form of train.py's. `flags`: its --model, --data, ..."""
     method, settings = settings_of(flags)
+    name = settings["data"]
+    if name == "csv" or not any(flag.split("=")[0] == "--data" for flag in flags):
+        raise InputError(f"{path} does not name its classes: --data must say which published set "
+                         "it is from; for your own classes, train with --init and --official")
     with reading(path, f"--official takes what {settings['model']}'s authors released"):
         state = method.from_official(read_file(path))
-    name = settings["data"]
-    classes = NAMES.get(name) or load(name, root, split, check=False).classes
+    classes = NAMES.get(name) or load(name, root or settings["root"], split, check=False).classes
     return {"settings": settings, "ema": None, "model": state, "counts": None, "classes": classes}
 
 
@@ -132,8 +136,8 @@ def open_checkpoint(path, *flags):
     resize = transform(s["image_size"])
 
     def prepare(image):
-        pixels = torch.from_numpy(np.array(image.convert("RGB"))).permute(2, 0, 1)
-        return normalize(resize(pixels)[None], torch.device("cpu"), s["mean"], s["std"])[0]
+        image = resize(pixels(image, upright=True))
+        return normalize(image[None], torch.device("cpu"), s["mean"], s["std"])[0]
     return model.eval(), checkpoint["classes"], prepare
 
 

@@ -4,6 +4,7 @@ import os
 import torch
 import torch.distributed as dist
 import torch.nn.functional as F
+from torch.nn.parallel import DistributedDataParallel
 
 
 def process():
@@ -43,13 +44,23 @@ def hardware(amp, workers):
     return device, dtype, min(8, cores if cuda else cores // 2) if workers < 0 else workers
 
 
+def parallel(model, size, device):
+    """The model in DistributedDataParallel, which waits for the gradient of every parameter: those
+    that get none, such as a last norm that only timm's own classifier uses, are frozen."""
+    model.eval()(torch.zeros(1, 3, size, size, device=device)).sum().backward()
+    for p in model.parameters():
+        p.requires_grad_(p.grad is not None)
+    model.zero_grad()
+    return DistributedDataParallel(model)
+
+
 def gathered(x, rows, fill):
     """(b, K) of each process -> (B, K) of all. The gradient flows into this process's own rows, and
     `fill` replaces the rows of images that were left out."""
     rank, world = process()
+    x = F.pad(x, (0, 0, 0, rows - len(x)), value=fill)
     if world == 1:
         return x
-    x = F.pad(x, (0, 0, 0, rows - len(x)), value=fill)
     parts = [torch.empty_like(x) for _ in range(world)]
     dist.all_gather(parts, x.detach().contiguous())
     parts[rank] = x

@@ -172,9 +172,13 @@ def settings_of(argv):
     elif "epochs" in flags and "schedule_epochs" not in flags:
         settings["schedule_epochs"] = 0  # else a short run might end while the learning rate rises
     settings |= flags
-    inputs = timm.get_pretrained_cfg(settings["backbone"])  # your own images: as it was trained
-    if data == "csv" and inputs and not resumed and not flags.keys() & {"mean", "std"}:
-        settings |= {"mean": tuple(inputs.mean), "std": tuple(inputs.std)}
+    unset = {"mean", "std"} - flags.keys() if data == "csv" and not resumed else ()
+    if unset:  # for your own images, as the backbone was trained
+        with reading(f"--backbone {settings['backbone']}", "choose another of timm's names"):
+            inputs = timm.get_pretrained_cfg(settings["backbone"])
+        if not inputs and ":" in settings["backbone"]:
+            parser.error("--mean, --std: timm does not know those of this backbone: give both")
+        settings |= {name: tuple(getattr(inputs, name)) for name in unset if inputs}
     if settings["root"]:  # a checkpoint is also used from other folders
         settings["root"] = os.path.abspath(settings["root"])
 
@@ -183,6 +187,10 @@ def settings_of(argv):
     for name, schedules in USED.items():
         if name in flags and settings["schedule"] not in schedules:
             parser.error(f"--{name.replace('_', '-')} is for --schedule {' or '.join(schedules)}")
+    if flags.get("official") and not settings["init"]:
+        parser.error("--official is for --init FILE")
+    if settings["init"] and settings["weights"]:
+        parser.error("--init FILE has the weights of the backbone, too: leave --weights out")
     if flags.get("report") == "ema" and not settings["ema"]:
         parser.error("--report ema: there is no average without --ema DECAY")
     if not len(settings["mean"]) == len(settings["std"]) == 3 or 0 in settings["std"] or not all(

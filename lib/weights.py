@@ -18,8 +18,13 @@ def starting_model(method, s, classes):
     if s["weights"] and not resumed:
         load_backbone(model, s["weights"])
     if s["init"] and not resumed:
-        load_checkpoint(model, method, s["init"], s["official"], classes)
-    return model
+        load_checkpoint(model, method, s["init"], s["official"], classes, s["data"])
+    if from_file:
+        model.random_frozen = False  # so q2l.py need not warn
+    if s["grad_checkpointing"]:
+        with reading("--grad-checkpointing", "this backbone does not have it: leave it out"):
+            model.backbone.set_grad_checkpointing()
+    return timm.layers.convert_sync_batchnorm(model) if s["sync_bn"] else model
 
 
 def say(text):
@@ -49,12 +54,14 @@ def load_backbone(model, path):
     say(f"{path}: the backbone's {len(fits)} tensors are loaded; left over: {shortened(rest)}")
 
 
-def load_checkpoint(model, method, path, official, classes):
+def load_checkpoint(model, method, path, official, classes, data="csv"):
     """--init: a checkpoint of train.py or, with --official, a released one. Where the classes
-    differ, the tensors that depend on them are initialized."""
+    differ, the tensors that depend on them are initialized. A released checkpoint does not name its
+    classes: they always differ from those of your own images."""
     if official:
         with reading(path, f"--official takes what {method.__name__}'s authors released"):
-            state, count = method.from_official(read_file(path)), None
+            state = method.from_official(read_file(path))
+        count = len(classes) if data == "csv" else None
     else:
         stored = read_checkpoint(path)
         if stored["settings"]["model"] != method.__name__:
@@ -62,6 +69,7 @@ def load_checkpoint(model, method, path, official, classes):
         state = stored["ema"] or stored["model"]
         count = len(stored["classes"]) if stored["classes"] != classes else None
     own = model.state_dict()
+    own.pop("text_features", None)  # CPRFL's follow from the flags of this run
     fits = {name: x for name, x in state.items() if name in own and own[name].shape == x.shape
             and (name.startswith("backbone.") or count not in x.shape)}
     if any(name.startswith("backbone.") and name not in fits and "num_batches" not in name

@@ -40,12 +40,17 @@ def decode(file, upright):
         turned = upright and image.getexif().get(ExifTags.Base.Orientation, 1) != 1
         if decode_jpeg and image.format == "JPEG" and image.mode == "RGB" and not turned:
             return decode_jpeg(torch.from_numpy(np.fromfile(file, np.uint8)))
-        if image.mode in ("I", "F"):
-            raise ValueError("32-bit pixels have no defined white: save it with 8 or 16 bits")
-        if image.mode.startswith("I;16"):  # Pillow would clip at 255: take the high byte
-            image = Image.fromarray((np.asarray(image) >> 8).astype(np.uint8))
-        image = ImageOps.exif_transpose(image) if turned else image
-        return torch.from_numpy(np.array(image.convert("RGB"))).permute(2, 0, 1)
+        return pixels(image, turned)
+
+
+def pixels(image, upright):
+    """A Pillow image as uint8 (3, H, W), RGB. Raises ValueError."""
+    image = ImageOps.exif_transpose(image) if upright else image
+    if image.mode in ("I", "F"):
+        raise ValueError("32-bit pixels have no defined white: save it with 8 or 16 bits")
+    if image.mode.startswith("I;16"):  # Pillow would clip at 255: take the high byte
+        image = Image.fromarray((np.asarray(image) >> 8).astype(np.uint8))
+    return torch.from_numpy(np.array(image.convert("RGB"))).permute(2, 0, 1)
 
 
 def missing(paths):

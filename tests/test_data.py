@@ -113,6 +113,8 @@ def test_voc_2012_trains_on_trainval_for_the_server(tmp_path):
     train, test = load("voc2012-server", tmp_path), load("voc2012-server", tmp_path, "test")
     assert len(train) == 2 and train.targets[0, voc.CLASSES.index("person")] == 1
     assert test.paths[1].endswith("000003.jpg") and (test.targets == -1).all()
+    for name in ("voc2012", "voc2012-server"):  # what eval.py --voc-server reads
+        assert (load(name, tmp_path, "server").paths == test.paths).all()
 
 
 @pytest.mark.parametrize("line, message", [("000001 2\n", "row 2.*'2'"), ("000001\n", "row 2"),

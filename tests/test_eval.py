@@ -331,6 +331,8 @@ def test_residual_flip_and_sizes(checkpoint, tmp_path):
         np.testing.assert_allclose(scores(file, "--residual", 0.3), expected, atol=1e-5)
     with pytest.raises(InputError, match="pooled linear"):
         call("--checkpoint", checkpoint("q2l")[0], "--residual", 0.3)
+    with pytest.raises(InputError, match="pooled linear"):
+        predict.add_residual(torch.nn.Identity(), 0.3)  # no head, as in cprfl.py
 
 
 def test_where_nothing_can_be_written_is_said_before_the_work(checkpoint, tmp_path, monkeypatch):

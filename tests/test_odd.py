@@ -183,7 +183,7 @@ def test_pixels_without_a_range_are_refused_and_rotation_is_applied_to_own_image
 @pytest.mark.parametrize("flags, message", [
     ("--checkpoint x --predict y --limit 3", "--predict ignores --limit"),
     ("--from-scores x --flip --limit 3", "--from-scores ignores --limit, --flip"),
-    ("--from-scores x --residual 1", "--residual"), ("--from-scores x --scores y", "--scores"),
+    ("--from-scores x --residual 1 --backbone y", "--backbone, --residual"), ("--from-scores x --scores y", "--scores"),
     ("--checkpoint x --voc-server d --out j", "--out"), ("--checkpoint x --each-head", "--heatmaps"),
     ("--checkpoint x --voc-server d --split train", "--split"), ("--checkpoint x --json", "--predict"),
     ("--checkpoint x --skip-bad -1", "at least 0"), ("--checkpoint x --sizes a,b", "--sizes"),
@@ -292,7 +292,8 @@ def test_checkpoints_that_lack_something(trained, tmp_path, monkeypatch):
     (["--seed", str(2 ** 70)], "--seed"), (["--output-stride", "7"], "csra, backbone"),
     (["--backbone", "test_vit", "--image-size", "100"], "test_vit"),
     (["--backbone", "mixer_s32_224"], "mixer_s32_224"),
-    (["--backbone", "nonesuch"], "nonesuch"), (["--batch-size", "1", "--image-size", "32"], "BatchNorm"),
+    (["--backbone", "nonesuch"], "nonesuch"), (["--backbone", "resnet18.nonesuch"], "nonesuch"),
+    (["--batch-size", "1", "--image-size", "32"], "BatchNorm"),
     (["--lam", "abc"], "--lam"), (["--optimizer", "adam", "--lr", "nan"], "--lr")])
 def test_settings_that_cannot_work_are_one_line(flags, message, tmp_path, capsys):
     with pytest.raises(SystemExit) as stop:
@@ -305,8 +306,9 @@ def test_settings_that_cannot_work_are_one_line(flags, message, tmp_path, capsys
 def test_junk_in_text_features(content, name, tmp_path):
     (tmp_path / name).write_bytes(content)
     flags = [*own(tmp_path), "--text-features", str(tmp_path / name), "--d-model", "32"]
-    with pytest.raises(SystemExit, match="cprfl, backbone"):
-        train.main(["--model", "cprfl", *flags[2:], "--out", str(tmp_path / "run")])
+    for more in ([], ["--tune-text"]):
+        with pytest.raises(SystemExit, match="cprfl, backbone"):
+            train.main(["--model", "cprfl", *flags[2:], *more, "--out", str(tmp_path / "run")])
 
 
 def test_many_columns_load_fast_and_rows_keep_their_numbers(tmp_path):
@@ -385,6 +387,9 @@ def test_a_run_does_not_overwrite_one_that_ended_meanwhile(tmp_path):
     (["--warmup-epochs", "3", "--schedule", "onecycle"], "--warmup-epochs is for"),
     (["--decay-epochs", "3", "--schedule", "cosine"], "--decay-epochs is for --schedule step"),
     (["--pct-start", "0.4", "--schedule", "step"], "--pct-start is for"), (["--lam", "nan"], "--lam"),
+    (["--official"], "--official is for --init"),
+    (["--init", "x", "--weights", "y"], "leave --weights out"),
+    (["--backbone", "hf-hub:someone/model", "--mean", "0,0,0"], "give both"),
     (["--lam", "-1"], "--lam"), (["--std", "inf,1,1"], "--std"), (["--mean", "nan,0,0"], "--mean"),
     (["--warmup-epochs", "1e308", "--schedule", "step"], "--warmup-epochs"),
     (["--seed", "1e3"], "invalid int value")])

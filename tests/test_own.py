@@ -1,6 +1,7 @@
 """What one does with one's own images: weights from files, other classes, export, predictions."""
 import json
 import shutil
+import warnings
 
 import numpy as np
 import pytest
@@ -24,6 +25,7 @@ from lib.predict import open_checkpoint
 from lib.settings import settings_of
 from lib.weights import load_backbone, load_checkpoint, starting_model
 from sets import NAMES, voc
+from sets.images import read_image
 
 
 def settings(*flags):
@@ -93,6 +95,32 @@ def test_init_from_a_released_checkpoint(tmp_path):
                          "--official")
     model = starting_model(method, s, ["a", "b"])
     assert torch.equal(model.backbone.conv1.weight, resnet["module.conv1.weight"])
+    for data, kept in (("voc2007", True), ("csv", False)):  # twenty classes: VOC's, or others
+        model = starting_model(method, s | {"data": data}, [str(k) for k in range(20)])
+        weight = head["module.classifier.multi_head.0.head.weight"][None, :, :, 0, 0]
+        assert torch.equal(model.head.weight, weight) == kept
+
+
+def test_init_keeps_the_text_features_of_this_run(tmp_path, capsys):
+    flags = ["--model", "cprfl", *own(tmp_path)[2:], "--d-model", "32", "--ffn", "32"]
+    np.save(tmp_path / "old.npy", np.ones((2, 16), np.float32))
+    np.save(tmp_path / "new.npy", 2 * np.ones((2, 16), np.float32))
+    train.main([*flags, "--text-features", str(tmp_path / "old.npy"), "--epochs", "1", "--out",
+                str(tmp_path / "run")])
+    method, s = settings_of([*flags, "--text-features", str(tmp_path / "new.npy"), "--init",
+                             str(tmp_path / "run/last.pt")])
+    model = starting_model(method, s, ["a", "b"])
+    assert (model.text_features == 2).all() and "initialized: none" in capsys.readouterr().out
+
+
+def test_q2l_does_not_warn_of_random_weights_that_a_file_has_replaced(tmp_path, recwarn):
+    warnings.simplefilter("always")
+    torch.save(timm.create_model("test_resnet").state_dict(), tmp_path / "w.pth")
+    for more, count in (([], 1), (["--weights", str(tmp_path / "w.pth")], 0)):
+        method, s = settings_of(["--model", "q2l", *own(tmp_path)[2:], "--d-model", "32", *more])
+        method.param_groups(starting_model(method, s, ["a", "b"]), 1e-4, 0)
+        assert len([w for w in recwarn if "stay random" in str(w.message)]) == count
+        recwarn.clear()
 
 
 def test_inputs_of_own_images_follow_the_backbone():
@@ -102,6 +130,8 @@ def test_inputs_of_own_images_follow_the_backbone():
     assert s["mean"] == (0.485, 0.456, 0.406)
     _, s = settings("--backbone", "resnet18.tv_in1k", "--mean", "0,0,0", "--std", "1,1,1")
     assert s["mean"] == (0, 0, 0)
+    _, s = settings("--backbone", "resnet18.tv_in1k", "--mean", "0,0,0")
+    assert s["mean"] == (0, 0, 0) and s["std"] == (0.229, 0.224, 0.225)
     assert settings_of(["--model", "csra", "--data", "voc2007"])[1]["mean"] == (0, 0, 0)
 
 
@@ -121,6 +151,21 @@ def test_a_released_checkpoint_predicts_without_the_data_set(tmp_path, capsys):
     scores = net(transform(Image.open(tmp_path / "photo.jpg"))[None]).sigmoid()[0]
     assert labels == pytest.approx(dict(zip(classes, scores.tolist())), abs=2e-2)  # bf16 there
     assert NAMES["coco2014"][79] == "toothbrush" and len(NAMES["wider"]) == 14
+    for flags in (["--model", "csra"], ["--model", "csra", "--data", "csv"]):
+        with pytest.raises(InputError, match="released.pth does not name its classes"):
+            open_checkpoint(tmp_path / "released.pth", *flags)
+
+
+def test_a_released_checkpoint_for_classes_that_are_in_a_folder(tmp_path):
+    state = torchvision.models.resnet18().state_dict() | {
+        "classifier.multi_head.0.head.weight": torch.randn(2, 512, 1, 1)}
+    torch.save({name: x for name, x in state.items() if "fc." not in name}, tmp_path / "csra.pth")
+    (tmp_path / "longtail").mkdir()
+    (tmp_path / "longtail/voc_labels.txt").write_text("cat 0\ndog 1\n")
+    (tmp_path / "longtail/voc_lt_test.txt").write_text("a.jpg 1\n")
+    _, classes, _ = open_checkpoint(tmp_path / "csra.pth", "--model", "csra", "--data", "voc-lt",
+                                    "--root", str(tmp_path), "--backbone", "resnet18")
+    assert classes == ["cat", "dog"]
 
 
 def test_three_lines_of_python_are_what_eval_predicts(tmp_path, capsys):
@@ -133,6 +178,21 @@ def test_three_lines_of_python_are_what_eval_predicts(tmp_path, capsys):
                      "0", "--json", "--predict", str(tmp_path / "test0.png")])
     labels = json.loads(capsys.readouterr().out)["labels"]
     assert labels == pytest.approx(dict(zip(classes, scores.tolist())), abs=1e-4)
+
+
+def test_the_transform_treats_an_image_as_eval_does(tmp_path):
+    train.main([*own(tmp_path), "--epochs", "1", "--out", str(tmp_path / "run")])
+    _, _, transform = open_checkpoint(tmp_path / "run/last.pt")
+    values, exif = np.random.default_rng(0).integers(0, 65536, (6, 9), np.uint16), Image.Exif()
+    exif[0x0112] = 6  # to be turned clockwise
+    Image.fromarray(values).save(tmp_path / "deep.png", exif=exif)
+    Image.fromarray((values >> 8).astype(np.uint8)).convert("RGB").save(tmp_path / "turned.png",
+                                                                        exif=exif)
+    for name in ("deep.png", "turned.png"):
+        upright = read_image(f"{tmp_path}/{name}", upright=True)
+        assert upright.shape == (3, 9, 6)
+        image = Image.fromarray(upright.permute(1, 2, 0).numpy())
+        assert torch.equal(transform(Image.open(tmp_path / name)), transform(image)), name
 
 
 @pytest.mark.parametrize("method, more", [
@@ -189,11 +249,31 @@ def test_a_third_split_chooses_the_epoch_and_the_thresholds(tmp_path, capsys, mo
     assert [line["mAP"] for line in lines[1:]] == [30, 50, 50, 40, 77]
     assert lines[-1]["best_epoch_on_val"] == 2 and lines[-1]["checkpoint"].endswith("best.pt")
     assert "epoch 2, the best on val" in capsys.readouterr().out and len(seen) == 5
+    shutil.copytree(tmp_path / "run", tmp_path / "copy")
+    resume = ["--model", "csra", "--resume", "--out", str(tmp_path / "copy")]
+    (tmp_path / "copy/best.pt").unlink()
+    with pytest.raises(SystemExit, match="best.pt is missing"):
+        train.main(resume)
+    (tmp_path / "val.csv").rename(tmp_path / "gone.csv")
+    with pytest.raises(SystemExit, match="the val split has changed"):
+        train.main(resume)
+    (tmp_path / "gone.csv").rename(tmp_path / "val.csv")
     evaluation.main(["--checkpoint", str(tmp_path / "run/best.pt"), "--workers", "0",
                      "--tune-threshold", "val", "--per-class"])
     assert "tuned on val" in capsys.readouterr().out
     evaluation.main(["--checkpoint", str(tmp_path / "run/best.pt"), "--workers", "0", "--split", "val"])
     assert "csv val: 16 images" in capsys.readouterr().out
+
+
+def test_the_result_has_no_figure_of_val(tmp_path):
+    """Class a is medium, b is tail; b is positive in val and unknown in test."""
+    flags = own(tmp_path, "image,a,b\n" + "".join(f"train{i}.png,1,{i % 2}\n" for i in range(24)),
+                "image,a,b\n" + "".join(f"test{i}.png,{i % 2},\n" for i in range(24)), count=24)
+    text = (tmp_path / "test.csv").read_text()
+    (tmp_path / "val.csv").write_text(text.replace(",\n", ",1\n"))
+    train.main([*flags, "--epochs", "1", "--out", str(tmp_path / "run")])
+    _, epoch, result = log(tmp_path / "run")
+    assert "tail" in epoch and "medium" in result and "tail" not in result
 
 
 def test_a_model_is_evaluated_on_a_data_set_that_has_its_classes_by_name(tmp_path, capsys):

@@ -311,7 +311,7 @@ def test_released_swin_converts():
 
 @pytest.mark.slow
 def test_released_file_evaluates_from_the_command_line(tmp_path):
-    size = ("--backbone", "test_resnet", "--d-model", 128, "--ffn", 256)
+    size = ("--data", "scenes", "--backbone", "test_resnet", "--d-model", 128, "--ffn", 256)
     model = q2l.build([str(k) for k in range(20)], backbone="test_resnet", pretrained=False,
                       image_size=128, d_model=128, ffn=256)
     file = tmp_path / "released.pkl"
@@ -323,5 +323,6 @@ def test_released_file_evaluates_from_the_command_line(tmp_path):
     assert b"numpy.core.multiarray" in older.read_bytes()
     text = run("eval.py", "--model", "q2l", "--official", older, *size, "--limit", 64)
     assert "mAP" in text and "64 images" in text
-    text = run("eval.py", "--model", "q2l", "--official", file, "--ffn", 512, ok=False)
+    text = run("eval.py", "--model", "q2l", "--official", file, "--data", "scenes", "--ffn", 512,
+               ok=False)
     assert "Traceback" not in text and "linear1" in text
