@@ -57,10 +57,10 @@ ROWS = {  # table: (label, command, its choices: flags, or the command whose cho
                            "--lr 1e-4 --head-lr 5"))],
     "coco18-lt": [
         ("baseline, BCE", BCE, BCE),
+        ("the same, classifier normalized: CSRA without attention", POOLED, POOLED),
         ("baseline, focal loss", "asl.py --loss focal", "asl.py --loss focal"),
         ("baseline, ASL", "asl.py", "asl.py"),
         ("baseline, DB loss", "asl.py --loss db", "asl.py --loss db"),
-        ("the same, classifier normalized: CSRA without attention", POOLED, POOLED),
         ("CSRA", CSRA, CSRA),
         ("Q2L", Q2L, Q2L),
         ("CPRFL", MINILM, MINILM),
