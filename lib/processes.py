@@ -58,7 +58,8 @@ def gathered(x, rows, fill):
     """(b, K) of each process -> (B, K) of all. The gradient flows into this process's own rows, and
     `fill` replaces the rows of images that were left out."""
     rank, world = process()
-    x = F.pad(x, (0, 0, 0, rows - len(x)), value=fill)
+    if len(x) < rows:
+        x = F.pad(x, (0, 0, 0, rows - len(x)), value=fill)
     if world == 1:
         return x
     parts = [torch.empty_like(x) for _ in range(world)]

@@ -183,7 +183,8 @@ def test_pixels_without_a_range_are_refused_and_rotation_is_applied_to_own_image
 @pytest.mark.parametrize("flags, message", [
     ("--checkpoint x --predict y --limit 3", "--predict ignores --limit"),
     ("--from-scores x --flip --limit 3", "--from-scores ignores --limit, --flip"),
-    ("--from-scores x --residual 1 --backbone y", "--backbone, --residual"), ("--from-scores x --scores y", "--scores"),
+    ("--from-scores x --residual 1 --backbone y", "--backbone, --residual"),
+    ("--from-scores x --scores y", "--scores"),
     ("--checkpoint x --voc-server d --out j", "--out"), ("--checkpoint x --each-head", "--heatmaps"),
     ("--checkpoint x --voc-server d --split train", "--split"), ("--checkpoint x --json", "--predict"),
     ("--checkpoint x --skip-bad -1", "at least 0"), ("--checkpoint x --sizes a,b", "--sizes"),
