@@ -45,7 +45,7 @@ from lib.predict import predict
 from lib.processes import everyone, gathered, hardware, parallel, process
 from lib.run import SIGNALS, Log, new_folder, program, stopped
 from lib.settings import settings_of
-from lib.weights import starting_model
+from lib.weights import frozen_norms, starting_model
 from sets.doubts import doubts
 
 SHOWN = ("mAP", "head", "medium", "tail", "CF1", "OF1")  # after each epoch
@@ -168,6 +168,7 @@ class Learner:
         self.reduction = "mean" if s["loss"] else method.REDUCTION
         model = starting_model(method, s, classes)
         self.model = model.to(device, memory_format=torch.channels_last)
+        self.frozen = frozen_norms(self.model, s)
         groups = method.param_groups(self.model, s["lr"], s["weight_decay"],
                                      **chosen(method.param_groups, s))
         self.optimizer, self.scheduler = optimizer_and_schedule(groups, s, steps)
@@ -199,6 +200,8 @@ class Learner:
         rows = (len(batch.index) + len(batch.bad)) // parts
         share = 1 if self.reduction == "sum" else 1 / parts
         self.net.train()
+        for norm in self.frozen:
+            norm.eval()
         for part in range(parts):
             own = slice(part * rows, part * rows + rows)
             if world == 1 and not len(batch.index[own]):  # all of it was unreadable

@@ -52,6 +52,7 @@ SETTINGS = {  # name: (default, allowed: choices or [from, below), help)
     "accumulate": (1, SOME, "gradient accumulation: micro-batches per step, to save memory"),
     "grad_checkpointing": (False, None, "compute activations twice, to save memory"),
     "sync_bn": (False, None, "BatchNorm statistics over all processes"),
+    "freeze_bn": (False, None, "keep the backbone's BatchNorms as they were pretrained"),
     "save_every": (0.0, ANY, "minutes between checkpoints within an epoch; 0: none"),
     "skip_bad": (0, ANY, "leave out up to N unreadable images"),
     "limit": (0, ANY, "train on N random images, the same for any seed; 0: all"),
@@ -189,6 +190,10 @@ def settings_of(argv):
             parser.error(f"--{name.replace('_', '-')} is for --schedule {' or '.join(schedules)}")
     if flags.get("official") and not settings["init"]:
         parser.error("--official is for --init FILE")
+    if settings["freeze_bn"] and settings["sync_bn"]:
+        parser.error("--sync-bn has no effect with --freeze-bn: leave one out")
+    if settings["freeze_bn"] and not any(settings[x] for x in ("pretrained", "weights", "init")):
+        parser.error("--freeze-bn is for pretrained weights: leave --no-pretrained out")
     if settings["init"] and settings["weights"]:
         parser.error("--init FILE has the weights of the backbone, too: leave --weights out")
     if flags.get("report") == "ema" and not settings["ema"]:

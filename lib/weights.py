@@ -3,6 +3,7 @@ import sys
 from pathlib import Path
 
 import timm
+from torch.nn.modules.batchnorm import _BatchNorm
 
 from data import InputError, reading
 from lib.checkpoint import read_checkpoint, read_file
@@ -25,6 +26,19 @@ def starting_model(method, s, classes):
         with reading("--grad-checkpointing", "this backbone does not have it: leave it out"):
             model.backbone.set_grad_checkpointing()
     return timm.layers.convert_sync_batchnorm(model) if s["sync_bn"] else model
+
+
+def frozen_norms(model, s):
+    """--freeze-bn: the backbone's BatchNorms. Scale and shift do not learn; so that the statistics
+    stay, too, the caller keeps them in evaluation mode."""
+    if not s["freeze_bn"]:
+        return []
+    norms = [m for m in model.backbone.modules() if isinstance(m, _BatchNorm)]
+    if not norms:
+        raise InputError(f"--freeze-bn: {s['backbone']} has no BatchNorm: leave it out")
+    for norm in norms:
+        norm.requires_grad_(False)
+    return norms
 
 
 def say(text):
