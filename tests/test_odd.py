@@ -390,6 +390,8 @@ def test_a_run_does_not_overwrite_one_that_ended_meanwhile(tmp_path):
     (["--pct-start", "0.4", "--schedule", "step"], "--pct-start is for"), (["--lam", "nan"], "--lam"),
     (["--official"], "--official is for --init"),
     (["--init", "x", "--weights", "y"], "leave --weights out"),
+    (["--freeze-bn"], "--freeze-bn is for pretrained weights"),
+    (["--weights", "x", "--freeze-bn", "--sync-bn"], "leave one out"),
     (["--backbone", "hf-hub:someone/model", "--mean", "0,0,0"], "give both"),
     (["--lam", "-1"], "--lam"), (["--std", "inf,1,1"], "--std"), (["--mean", "nan,0,0"], "--mean"),
     (["--warmup-epochs", "1e308", "--schedule", "step"], "--warmup-epochs"),

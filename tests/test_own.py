@@ -23,7 +23,7 @@ import train
 from data import InputError
 from lib.predict import open_checkpoint
 from lib.settings import settings_of
-from lib.weights import load_backbone, load_checkpoint, starting_model
+from lib.weights import frozen_norms, load_backbone, load_checkpoint, starting_model
 from sets import NAMES, voc
 from sets.images import read_image
 
@@ -121,6 +121,32 @@ def test_q2l_does_not_warn_of_random_weights_that_a_file_has_replaced(tmp_path, 
         method.param_groups(starting_model(method, s, ["a", "b"]), 1e-4, 0)
         assert len([w for w in recwarn if "stay random" in str(w.message)]) == count
         recwarn.clear()
+
+
+def test_frozen_batchnorms_stay_as_the_file_has_them(tmp_path):
+    flags = own(tmp_path)
+    state = timm.create_model("test_resnet", num_classes=0).state_dict()
+    norms = {name.rpartition(".")[0] for name in state if "running_mean" in name}
+    state = {name: x + torch.rand_like(x) if name.rpartition(".")[0] in norms and x.is_floating_point()
+             else x for name, x in state.items()}
+    torch.save(state, tmp_path / "w.pth")
+    flags = [*flags, "--weights", str(tmp_path / "w.pth"), "--freeze-bn", "--schedule", "step",
+             "--lr", "1e-3", "--ema", "0.9", "--epochs"]
+    train.main([*flags, "2", "--out", str(tmp_path / "whole")])
+    train.main([*flags, "1", "--out", str(tmp_path / "short")])
+    train.main([*flags, "2", "--resume", "--out", str(tmp_path / "short")])
+    whole, short = (torch.load(tmp_path / name / "last.pt") for name in ("whole", "short"))
+    for kind in ("model", "ema"):
+        for name, x in state.items():
+            now = whole[kind][f"backbone.{name}"]
+            assert torch.equal(now, x) == (name.rpartition(".")[0] in norms), name
+            assert torch.equal(now, short[kind][f"backbone.{name}"]), name
+
+
+def test_frozen_batchnorms_need_batchnorm():
+    model = csra.build(["a"], backbone="test_convnext", pretrained=False, image_size=64)
+    with pytest.raises(InputError, match="test_convnext has no BatchNorm"):
+        frozen_norms(model, settings("--backbone", "test_convnext", "--freeze-bn")[1])
 
 
 def test_inputs_of_own_images_follow_the_backbone():
