@@ -18,8 +18,9 @@ last epoch; with a val split, after the epoch that is best on val (kept in best.
 
 The loss is taken over the logits of all processes, so that each method's own normalization holds.
 With --accumulate it is that of a micro-batch; where it is a mean, micro-batches weigh the same.
-BatchNorm statistics are each process's own, or of all with --sync-bn. The order of an epoch depends
-on (seed, epoch), the random numbers of a step on (seed, step, rank): neither needs to be stored.
+BatchNorm statistics are each process's own, with --sync-bn of all, with --freeze-bn the pretrained
+ones. The order of an epoch depends on (seed, epoch), the random numbers of a step on (seed, step,
+rank): neither needs to be stored.
 """
 import copy
 import math

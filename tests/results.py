@@ -287,7 +287,7 @@ def long_tail(name="coco18-lt", what="long-tailed"):
     return table([what, "total", "head", "medium", "tail", "command"], [
         [label, *(mean(of_runs(name, command, choices, of_log(part)))
                   for part in ("mAP", "head", "medium", "tail")),
-         f"`python {command} {choice(name, command, choices)}`"]
+         f"`python {command} {choice(name, command, choices) or ''}`".replace(" `", "`")]
         for label, command, choices in ROWS[name]])
 
 
