@@ -165,8 +165,9 @@ def run_photographs(args):
 
 def run_evaluations(args):
     for label, command, choices in ROWS["coco18"]:
-        for seed in SEEDS:
-            run = full("coco18", command, choice("coco18", command, choices), seed)
+        flags = choice("coco18", command, choices)
+        for seed in SEEDS if flags else ():
+            run = full("coco18", command, flags, seed)
             if run not in KEPT or args.only not in f"coco18: {label}: seed {seed}":
                 continue
             evaluated(args, run, "--tune-threshold", "val")
