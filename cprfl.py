@@ -146,9 +146,10 @@ class CPRFL(nn.Module):
     """Images (B, 3, image_size, image_size) -> logits (B, K): Eq. 1-6 on a backbone.
 
     `text`: open_clip's name of the text tower, or random; `tune_text` trains it. `text_features`:
-    your own (K, m), a tensor or a .npy or .pt file. `prompts`: nonlinear (Eq. 2; its hidden width
-    is tau x d_model), linear or random. `paths`: those that carry the prompts' gradient: both,
-    interaction, or direct (backbone, phi and interaction do not train). Raises ValueError.
+    your own (K, m), a tensor or a .npy or .pt file, of a norm near 10 (CLIP's). `prompts`:
+    nonlinear (Eq. 2; its hidden width is tau x d_model), linear or random. `paths`: those that
+    carry the prompts' gradient: both, interaction, or direct (backbone, phi and interaction do not
+    train). Raises ValueError.
     """
 
     def __init__(self, classes, *, backbone, pretrained, image_size, text="RN50",
