@@ -36,6 +36,7 @@ TRAINED = {  # table: the flags that all its commands share
 SHARED = {**{name: f"{flags} --freeze-bn" for name, flags in TRAINED.items()},
           **{f"{name}, BatchNorm trained": flags for name, flags in TRAINED.items()}}
 LR, LOSS = ("--lr 1e-4", "--lr 2e-4", "--lr 5e-4"), ("--lr 5e-4", "--lr 2e-4 --head-lr 10")
+XRAY = ("--lr 2e-4", "--lr 1e-3")
 BCE, CSRA, POOLED = "asl.py --loss bce", "csra.py --lam 0.2", "csra.py --lam 0"
 Q2L, CPRFL = "q2l.py --d-model 512 --ffn 2048", "cprfl.py --d-model 512"
 MINILM = f"{CPRFL} --text-features coco18/minilm10.npy"
@@ -71,8 +72,7 @@ ROWS = {  # table: (label, command, its choices: flags, or the command whose cho
         ("CPRFL, gradient through the interaction only", f"{MINILM} --paths interaction", MINILM),
         ("CPRFL, gradient through the score only", f"{MINILM} --paths direct", MINILM),
         ("CPRFL, text features of norm 1", f"{CPRFL} --text-features coco18/minilm.npy", MINILM)],
-    "xray": [("CSRA", CSRA, ("--lr 2e-4", "--lr 1e-3")),
-             ("CSRA without attention", POOLED, ("--lr 2e-4", "--lr 1e-3"))]}
+    "xray": [("CSRA", CSRA, XRAY), ("CSRA without attention", POOLED, XRAY)]}
 BEFORE = [("baseline, BCE", BCE, ("--lr 5e-4",)), ("baseline, ASL", "asl.py", ("--lr 1e-3",)),
           ("CSRA without attention", POOLED, ("--lr 1e-3",)), ("CSRA", CSRA, ("--lr 1e-3",)),
           ("Q2L", Q2L, ("--lr 3e-4",)), ("CPRFL", MINILM, ("--lr 5e-4",))]  # chosen likewise
