@@ -98,16 +98,21 @@ def class_features(classes, text):
 
 def own_features(features, count):
     """A (K, m) tensor from a tensor, a .npy or a .pt file. Raises ValueError."""
+    file = features if isinstance(features, str) else None
     try:
-        if isinstance(features, str):
-            features = np.load(features) if features.endswith(".npy") \
-                else torch.load(features, weights_only=True)
+        if file:
+            features = np.load(file) if file.endswith(".npy") \
+                else torch.load(file, weights_only=True)
         features = torch.as_tensor(features, dtype=torch.float32)
     except Exception as error:  # damaged files raise many kinds of error
         raise ValueError(f"text features {features}: not .npy or .pt ({error!r:.90})") from error
     if features.ndim != 2 or len(features) != count or not features.numel() \
             or not features.isfinite().all():
         raise ValueError(f"text features {tuple(features.shape)}: must be finite, ({count}, m)")
+    norm = features.norm(dim=1).mean()
+    if file and norm < 3:  # then the prompts of all classes begin almost parallel
+        print(f"text features: {file} has a mean norm of {norm:.1f}, CLIP's have about 10. CPRFL "
+              "trains far worse at norm 1: scale them to 10")
     return features
 
 
