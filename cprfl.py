@@ -32,6 +32,7 @@ Run: python cprfl.py                          long-tailed scenes on a CPU: 65.6 
      python cprfl.py --data voc-lt --root DIR the released recipe, for 86.28 mAP (not run here)
 Copy: the file stands alone.
 """
+import warnings
 import zlib
 from pathlib import Path
 
@@ -98,21 +99,16 @@ def class_features(classes, text):
 
 def own_features(features, count):
     """A (K, m) tensor from a tensor, a .npy or a .pt file. Raises ValueError."""
-    file = features if isinstance(features, str) else None
     try:
-        if file:
-            features = np.load(file) if file.endswith(".npy") \
-                else torch.load(file, weights_only=True)
+        if isinstance(features, str):
+            features = np.load(features) if features.endswith(".npy") \
+                else torch.load(features, weights_only=True)
         features = torch.as_tensor(features, dtype=torch.float32)
     except Exception as error:  # damaged files raise many kinds of error
         raise ValueError(f"text features {features}: not .npy or .pt ({error!r:.90})") from error
     if features.ndim != 2 or len(features) != count or not features.numel() \
             or not features.isfinite().all():
         raise ValueError(f"text features {tuple(features.shape)}: must be finite, ({count}, m)")
-    norm = features.norm(dim=1).mean()
-    if file and norm < 3:  # then the prompts of all classes begin almost parallel
-        print(f"text features: {file} has a mean norm of {norm:.1f}, CLIP's have about 10. CPRFL "
-              "trains far worse at norm 1: scale them to 10")
     return features
 
 
@@ -258,6 +254,11 @@ def loss(logits, targets, gamma_pos=0.0, gamma_neg=4.0, margin=0.05, eps=1e-8):
 def param_groups(model, lr, weight_decay, head_lr=1.0):
     """Parameter groups, as released: one learning rate, no weight decay on 1-D parameters. Another
     `head_lr` gives all but the backbone `head_lr` x `lr`."""
+    if isinstance(model.prompts, nn.Module) and not model.tune_text:  # prompts from fixed features
+        norm = model.text_features.norm(dim=1).mean()
+        if norm < 3:  # then the prompts of all classes begin almost parallel
+            warnings.warn(f"the text features have a mean norm of {norm:.1f}, CLIP's have about "
+                          "10: scale them to 10; at norm 1 CPRFL trains far worse")
     params = [(name.startswith("backbone."), p.ndim > 1, p)
               for name, p in model.named_parameters() if p.requires_grad]
     return [{"params": [p for old, wide, p in params if (old, wide) == (of_backbone, decays)],

@@ -207,17 +207,21 @@ def test_text_features_are_cached_and_checked(tmp_path, monkeypatch, capsys):
     assert not hasattr(cprfl.text_tower("RN50", None), "visual")
 
 
-def test_own_text_features(tmp_path, capsys):
+def test_own_text_features(tmp_path, recwarn):
     own = np.random.default_rng(0).standard_normal((3, 50)).astype(np.float32)
     np.save(tmp_path / "glove.npy", own)
     model = small(text_features=str(tmp_path / "glove.npy"))
     assert np.array_equal(model.text_features, own) and model.prompts[0].in_features == 50
     torch.save(torch.tensor(own), tmp_path / "glove.pt")
     assert np.array_equal(small(text_features=str(tmp_path / "glove.pt")).text_features, own)
-    assert "mean norm" not in capsys.readouterr().out
+    cprfl.param_groups(model, 1e-5, 1e-4)
     np.save(tmp_path / "unit.npy", own / np.linalg.norm(own, axis=1, keepdims=True))
-    small(text_features=str(tmp_path / "unit.npy"))
-    assert "unit.npy has a mean norm of 1.0" in capsys.readouterr().out
+    model = small(text_features=str(tmp_path / "unit.npy"))  # to evaluate it, the norm is no matter
+    random = small(text_features=str(tmp_path / "unit.npy"), prompts="random")
+    cprfl.param_groups(random, 1e-5, 1e-4)
+    assert not [w for w in recwarn if "mean norm" in str(w.message)]
+    with pytest.warns(UserWarning, match="mean norm of 1.0.*scale them to 10"):
+        cprfl.param_groups(model, 1e-5, 1e-4)
 
 
 def test_a_tuned_text_tower_learns():
