@@ -21,7 +21,6 @@ def pytest_addoption(parser):
 
 
 def pytest_configure(config):
-    config.addinivalue_line("markers", "slow: long runs, many kills; with --slow")
     torch.set_num_threads(1)
 
 
