@@ -123,7 +123,7 @@ def trained(args, command):
         print(f"  val {line.get('best_mAP_on_val', 0):.2f}, test {line['mAP']:.2f}, "
               f"{line['seconds']:.0f} s", flush=True)
         if (out / "best.pt").exists():  # last.pt would double what all runs take: 22 GB
-            (out / "last.pt").unlink(missing_ok=True)
+            (out / "last.pt").unlink()
         return {name: value for name, value in line.items() if name != "checkpoint"}
     return kept(command, make)
 
