@@ -17,7 +17,7 @@ Paper, released code, this file:
 - VOC's difficult objects are negative in training and ignored at test time, as released.
 - Released: no AMP. Here train.py's default; the pooling of Eq. 2-4 is in float32 anyway.
 
-Run: python csra.py                            synthetic scenes on a CPU: 99.7 mAP in 72 to 143 s
+Run: python csra.py                            synthetic scenes on a CPU: 99.7 mAP in 72 to 144 s
      python csra.py --data voc2007 --root DIR  the paper's recipe, for its 94.7 mAP (not run here)
 Copy: CSRAHead needs nothing but torch.
 """
