@@ -42,41 +42,65 @@ def asymmetric_loss(logits, targets, gamma_neg=4.0, gamma_pos=0.0, clip=0.05, de
     `clip`: the margin m. `detach`: focusing weights without gradient. `reduction`: sum, mean (over
     the known entries) or none.
     """
-    z = logits.to(torch.promote_types(logits.dtype, torch.float32))
-    positive, negative = (targets > 0).to(z.dtype), (targets == 0).to(z.dtype)  # y, 1 - y
-    p_m = F.relu(torch.sigmoid(z) - clip)  # Eq. 5
-    log_p, log_not_p = F.logsigmoid(z), torch.log(1 - p_m) if clip else F.logsigmoid(-z)
-    if gamma_pos:
+    z = at_least_float32(logits)
+    positive = (targets == 1).to(z.dtype)  # y
+    negative = (targets == 0).to(z.dtype)  # 1 - y
+    p = torch.sigmoid(z)
+    log_p = F.logsigmoid(z)
+    if clip > 0:
+        p_m = F.relu(p - clip)  # Eq. 5
+        log_not_p = torch.log(1 - p_m)
+    else:
+        p_m = p
+        log_not_p = F.logsigmoid(-z)
+    if gamma_pos > 0:
         positive = positive * focus(torch.sigmoid(-z), gamma_pos, detach)  # Eq. 4
-    if gamma_neg:
+    if gamma_neg > 0:
         negative = negative * focus(p_m, gamma_neg, detach)  # Eq. 6
-    return reduced(-(positive * log_p + negative * log_not_p), targets, reduction)  # Eq. 2, 7
+    loss = -(positive * log_p + negative * log_not_p)  # Eq. 2, 7
+    return reduced(loss, targets, reduction)
+
+
+def at_least_float32(x):
+    """Half precision becomes float32; float64 stays."""
+    return x.to(torch.promote_types(x.dtype, torch.float32))
 
 
 def focus(p, gamma, detach):
-    """p^gamma; with gradient, p is kept above 0, where the slope of a root is infinite."""
-    return (p.detach() if detach else p.clamp(min=1e-30)) ** gamma
+    """p^gamma"""
+    if detach:
+        p = p.detach()
+    else:
+        p = p.clamp(min=1e-30)  # at 0, the slope of a root is infinite
+    return p ** gamma
 
 
 def reduced(loss, targets, reduction):
     """(B, K), 0 where unknown -> the sum, the mean over the known entries, or itself."""
     if reduction == "none":
         return loss
-    return loss.sum() / ((targets >= 0).sum().clamp(min=1) if reduction == "mean" else 1)
+    if reduction == "sum":
+        return loss.sum()
+    if reduction == "mean":
+        return loss.sum() / (targets >= 0).sum().clamp(min=1)
+    raise ValueError(f"reduction={reduction!r}: choose from sum, mean, none")
 
 
 def binary_cross_entropy(logits, targets, reduction="sum"):
     """Eq. 2: no focusing, no margin. logits, targets (B, K): 1, 0, -1 (unknown, ignored)."""
-    return asymmetric_loss(logits, targets, 0, 0, 0, reduction=reduction)
+    return asymmetric_loss(logits, targets, gamma_neg=0, gamma_pos=0, clip=0, reduction=reduction)
 
 
 def focal_loss(logits, targets, gamma=2, reduction="sum"):
     """Eq. 3, (B, K): one gamma, no margin; weights with gradient, as in Lin et al., ICCV 2017."""
-    # Eq. 3
-    return asymmetric_loss(logits, targets, gamma, gamma, 0, detach=False, reduction=reduction)
+    return asymmetric_loss(logits, targets, gamma_neg=gamma, gamma_pos=gamma, clip=0,
+                           detach=False, reduction=reduction)  # Eq. 3
 
 
-DB_SETTINGS = {"voc-lt": {"mu": 0.3, "lam": 5.0}, "coco-lt": {"mu": 0.2, "lam": 2.0}}  # published
+DB_SETTINGS = {  # published
+    "voc-lt": {"mu": 0.3, "lam": 5.0},
+    "coco-lt": {"mu": 0.2, "lam": 2.0},
+}
 
 
 def rebalanced_weight(targets, class_freq, alpha, beta, mu):
@@ -86,7 +110,8 @@ def rebalanced_weight(targets, class_freq, alpha, beta, mu):
     drawn: label co-occurrence makes the second one larger.
     """
     per_class = 1 / class_freq.clamp(min=1)  # P^C, but for the factor 1 / K that cancels
-    per_image = ((targets > 0) * per_class).sum(1, keepdim=True)  # P^I; without labels 0, r inf
+    positive = targets == 1
+    per_image = (positive * per_class).sum(1, keepdim=True)  # P^I; without labels 0, r infinite
     return alpha + torch.sigmoid(beta * (per_class / per_image - mu))
 
 
@@ -99,16 +124,19 @@ def distribution_balanced_loss(logits, targets, class_freq, num_images=None, alp
     released code's constant factor 2 is left out); 0 is the plain DB loss. As in the released code,
     the prior's shift is kappa / lam times its logit.
     """
-    z = logits.to(torch.promote_types(logits.dtype, torch.float32))
+    z = at_least_float32(logits)
     class_freq = torch.as_tensor(class_freq, dtype=z.dtype, device=z.device)
-    prior = class_freq.clamp(min=1) / (num_images or class_freq.sum())
-    # z - nu, nu = -kappa / lam * logit(prior): lowers the logits of rare classes.
-    z = z + kappa / lam * torch.logit(prior, eps=1e-6)
-    y = targets > 0
-    scale = torch.where(y, 1.0, lam)  # negative-tolerant: steep but bounded, its weight 1 / lam
-    bce = F.softplus(torch.where(y, -z, lam * z))
+    if num_images is None:
+        num_images = class_freq.sum()
+    prior = class_freq.clamp(min=1) / num_images
+    nu = -kappa / lam * torch.logit(prior, eps=1e-6)
+    z = z - nu  # lowers the logits of rare classes
+    positive = targets == 1
+    scale = torch.where(positive, 1.0, lam)  # negative-tolerant: steep but bounded, weight 1 / lam
+    bce = F.softplus(torch.where(positive, -z, lam * z))
     weight = rebalanced_weight(targets, class_freq, alpha, beta, mu) / scale
-    loss = weight * (1 - torch.exp(-bce)) ** gamma * bce * (targets >= 0)
+    focal_weight = (1 - torch.exp(-bce)) ** gamma
+    loss = weight * focal_weight * bce * (targets >= 0)
     return reduced(loss, targets, reduction)
 
 
@@ -116,8 +144,9 @@ def loss_by_name(name, class_freq, num_images, data):
     """The loss of --loss asl|focal|bce|db, for any method. It is the mean over the known entries,
     so its size does not depend on the batch or the number of classes."""
     if name == "db":
+        settings = DB_SETTINGS.get(data, {})
         return partial(distribution_balanced_loss, class_freq=class_freq, num_images=num_images,
-                       **DB_SETTINGS.get(data, {}))
+                       **settings)
     losses = {"asl": asymmetric_loss, "focal": focal_loss, "bce": binary_cross_entropy}
     return partial(losses[name], reduction="mean")
 
@@ -128,12 +157,14 @@ class Baseline(nn.Module):
     `backbone`: a timm name. `output_stride`: 8 or 16 keeps a ResNet's maps finer than 1/32.
     """
 
-    def __init__(self, classes, *, backbone, pretrained, image_size, output_stride=None):
+    def __init__(self, classes, *, backbone, pretrained, image_size,
+                 output_stride: int | None = None):
         super().__init__()
-        fixed = getattr(timm.get_pretrained_cfg(backbone), "fixed_input_size", False)  # ViT, Swin
+        config = timm.get_pretrained_cfg(backbone)
+        fixed_size = getattr(config, "fixed_input_size", False)  # ViT, Swin
         self.backbone = timm.create_model(
             backbone, pretrained=pretrained, num_classes=0, global_pool="",
-            img_size=image_size if fixed else None, output_stride=output_stride)
+            img_size=image_size if fixed_size else None, output_stride=output_stride)
         self.head = nn.Linear(self.backbone.num_features, len(classes))
 
     def features(self, images):
@@ -141,7 +172,8 @@ class Baseline(nn.Module):
         x = self.backbone.forward_features(images)
         if x.ndim == 3:  # (B, class and register tokens + HW, d)
             grid = self.backbone.patch_embed.dynamic_feat_size(images.shape[-2:])
-            x = x[:, self.backbone.num_prefix_tokens:].transpose(1, 2).unflatten(2, grid)
+            x = x[:, self.backbone.num_prefix_tokens:]
+            x = x.transpose(1, 2).unflatten(2, grid)
         elif getattr(self.backbone, "output_fmt", "NCHW") == "NHWC":
             x = x.permute(0, 3, 1, 2)
         return x
@@ -149,14 +181,16 @@ class Baseline(nn.Module):
     def classify(self, x):
         """(..., d) -> (..., K), in float32 also under autocast: in bfloat16 logits would tie."""
         with torch.autocast(x.device.type, enabled=False):
-            return self.head(x.to(torch.promote_types(x.dtype, torch.float32)))
+            return self.head(at_least_float32(x))
 
     def forward(self, images):
-        return self.classify(self.features(images).mean((2, 3)))
+        x = self.features(images)
+        return self.classify(x.mean((2, 3)))
 
     def attention(self, images):
         """Logits (B, K) and class activation maps (B, K, H, W), whose means are the logits."""
-        maps = self.classify(self.features(images).permute(0, 2, 3, 1)).permute(0, 3, 1, 2)
+        x = self.features(images)
+        maps = self.classify(x.permute(0, 2, 3, 1)).permute(0, 3, 1, 2)
         return maps.mean((2, 3)), maps
 
 
@@ -168,34 +202,30 @@ REDUCTION = "sum"  # of `loss` over the batch
 def param_groups(model, lr, weight_decay, head_lr=1.0):
     """Parameter groups. No weight decay on 1-D parameters (biases, norms), as released. The
     learning rate of the classifier is `head_lr` x `lr`."""
-    return [{"params": [p for p in part.parameters() if (p.ndim > 1) == decays],
-             "lr": lr * times, "weight_decay": weight_decay * decays}
-            for part, times in ((model.backbone, 1), (model.head, head_lr))
-            for decays in (True, False)]
-
-
-def from_official(state):
-    """A released TResNet checkpoint's tensors under this model's names (timm's conversion)."""
-    state = state.get("model", state.get("state_dict", state))
-    state = {name.removeprefix("module."): tensor for name, tensor in state.items()}
-    state = timm.models.tresnet.checkpoint_filter_fn(state, None)
-    return {name.replace("head.fc.", "head.") if name.startswith("head.") else f"backbone.{name}":
-            tensor for name, tensor in state.items()}
+    groups = []
+    for part, part_lr in ((model.backbone, lr), (model.head, head_lr * lr)):
+        matrices = [p for p in part.parameters() if p.ndim > 1]
+        vectors = [p for p in part.parameters() if p.ndim <= 1]
+        groups.append({"params": matrices, "lr": part_lr, "weight_decay": weight_decay})
+        groups.append({"params": vectors, "lr": part_lr, "weight_decay": 0.0})
+    return groups
 
 
 PAPER = {
-    "backbone": "tresnet_l.miil_in1k", "pretrained": True, "image_size": 448, "mean": (0., 0., 0.),
-    "std": (1., 1., 1.), "augment": ("cutout", "randaugment"), "optimizer": "adam", "lr": 1e-4,
-    "weight_decay": 1e-4, "schedule": "onecycle", "pct_start": 0.2, "epochs": 41,
-    "schedule_epochs": 80, "batch_size": 128, "ema": 0.9997}
-SCENES = dict(
-    PAPER, backbone="test_resnet", pretrained=False, image_size=128, output_stride=16,
-    mean=(0.5, 0.5, 0.5), std=(0.25, 0.25, 0.25), augment=("flip",), optimizer="adamw",
-    lr=3e-3, weight_decay=1e-2, epochs=8, schedule_epochs=0, batch_size=64, ema=0.)
+    "backbone": "tresnet_l.miil_in1k", "pretrained": True, "image_size": 448,
+    "mean": (0., 0., 0.), "std": (1., 1., 1.), "augment": ("cutout", "randaugment"),
+    "optimizer": "adam", "lr": 1e-4, "weight_decay": 1e-4, "schedule": "onecycle", "pct_start": 0.2,
+    "epochs": 41, "schedule_epochs": 80, "batch_size": 128, "drop_last": False, "ema": 0.9997}
+SCENES = {  # small, for a CPU
+    "backbone": "test_resnet", "pretrained": False, "image_size": 128, "output_stride": 16,
+    "mean": (0.5, 0.5, 0.5), "std": (0.25, 0.25, 0.25), "augment": ("flip",),
+    "optimizer": "adamw", "lr": 3e-3, "weight_decay": 1e-2, "schedule": "onecycle",
+    "pct_start": 0.2,
+    "epochs": 8, "batch_size": 64}
 RECIPES = {
     "scenes": SCENES,
     "scenes-lt": dict(SCENES, epochs=40),
-    "csv": PAPER,
+    "csv": dict(PAPER, drop_last=True),
     "coco-lt": dict(PAPER, backbone="resnet101.tv_in1k"),  # the backbone of CPRFL's comparison
     "voc-lt": dict(PAPER, backbone="resnet101.tv_in1k"),
     "coco2014": dict(PAPER, drop_unlabelled=True),  # paper: 86.6 mAP

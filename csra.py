@@ -29,8 +29,13 @@ import torch.nn.functional as F
 from torch import nn
 
 INF = math.inf
-TEMPERATURES = {1: (1,), 2: (1, INF), 4: (1, 2, 4, INF), 6: (1, 2, 3, 4, 5, INF),
-                8: (1, 2, 3, 4, 5, 6, 7, INF)}  # number of heads -> T of each
+TEMPERATURES = {  # number of heads -> T of each
+    1: (1,),
+    2: (1, INF),
+    4: (1, 2, 4, INF),
+    6: (1, 2, 3, 4, 5, INF),
+    8: (1, 2, 3, 4, 5, 6, 7, INF),
+}
 
 
 class CSRAHead(nn.Module):
@@ -43,8 +48,9 @@ class CSRAHead(nn.Module):
     def __init__(self, dim, num_classes, heads=1, lam=0.1):
         super().__init__()
         if heads not in TEMPERATURES:
-            raise ValueError(f"heads={heads}: the paper has temperatures for {[*TEMPERATURES]}")
-        self.temperatures, self.lam = TEMPERATURES[heads], lam
+            raise ValueError(f"heads={heads}: the paper has temperatures for {list(TEMPERATURES)}")
+        self.temperatures = TEMPERATURES[heads]
+        self.lam = lam
         bound = dim ** -0.5  # as torch initializes a 1 x 1 convolution
         self.weight = nn.Parameter(torch.empty(heads, num_classes, dim).uniform_(-bound, bound))
 
@@ -52,14 +58,18 @@ class CSRAHead(nn.Module):
         """Eq. 1: (B, d, H, W) -> s (B, heads, K, HW), all heads in one matrix product."""
         m = F.normalize(self.weight, dim=-1).flatten(0, 1)  # (heads * K, d)
         s = m @ x.flatten(2)  # Eq. 1: (B, heads * K, HW)
-        s = s.to(torch.promote_types(s.dtype, torch.float32))  # logits in bfloat16 would tie
+        s = at_least_float32(s)  # logits in bfloat16 would tie
         return s.unflatten(1, self.weight.shape[:2])
 
     def forward(self, x):
         z = 0
         for s, T in zip(self.scores(x).unbind(1), self.temperatures):  # s (B, K, HW)
             base = s.mean(-1)
-            att = s.amax(-1) if T == INF else (torch.softmax(T * s, -1) * s).sum(-1)  # Eq. 2
+            if T == INF:
+                att = s.amax(-1)
+            else:
+                a = torch.softmax(T * s, dim=-1)  # Eq. 2
+                att = (a * s).sum(-1)
             z = z + base + self.lam * att  # Eq. 3, 4
         return z
 
@@ -67,8 +77,11 @@ class CSRAHead(nn.Module):
         """The a of Eq. 2, (B, heads, K, H, W), each of sum 1; T = infinity: 1 at the maximum."""
         maps = []
         for s, T in zip(self.scores(x).unbind(1), self.temperatures):
-            maps.append(F.one_hot(s.argmax(-1), s.shape[-1]).to(s) if T == INF
-                        else torch.softmax(T * s, -1))
+            if T == INF:
+                a = F.one_hot(s.argmax(-1), s.shape[-1]).to(s.dtype)
+            else:
+                a = torch.softmax(T * s, dim=-1)
+            maps.append(a)
         return torch.stack(maps, 1).unflatten(-1, x.shape[-2:])
 
 
@@ -79,12 +92,13 @@ class CSRA(nn.Module):
     """
 
     def __init__(self, classes, *, backbone, pretrained, image_size, heads=1, lam=0.1,
-                 output_stride=None):
+                 output_stride: int | None = None):
         super().__init__()
-        fixed = getattr(timm.get_pretrained_cfg(backbone), "fixed_input_size", False)  # ViT, Swin
+        config = timm.get_pretrained_cfg(backbone)
+        fixed_size = getattr(config, "fixed_input_size", False)  # ViT, Swin
         self.backbone = timm.create_model(
             backbone, pretrained=pretrained, num_classes=0, global_pool="",
-            img_size=image_size if fixed else None, output_stride=output_stride)
+            img_size=image_size if fixed_size else None, output_stride=output_stride)
         self.head = CSRAHead(self.backbone.num_features, len(classes), heads, lam)
 
     def features(self, images):
@@ -92,7 +106,8 @@ class CSRA(nn.Module):
         x = self.backbone.forward_features(images)
         if x.ndim == 3:  # (B, class and register tokens, which the paper drops, + HW, d)
             grid = self.backbone.patch_embed.dynamic_feat_size(images.shape[-2:])
-            x = x[:, self.backbone.num_prefix_tokens:].transpose(1, 2).unflatten(2, grid)
+            x = x[:, self.backbone.num_prefix_tokens:]
+            x = x.transpose(1, 2).unflatten(2, grid)
         elif getattr(self.backbone, "output_fmt", "NCHW") == "NHWC":
             x = x.permute(0, 3, 1, 2)
         return x
@@ -110,6 +125,11 @@ build = CSRA  # the name that train.py calls
 REDUCTION = "mean"  # of `loss` over the batch
 
 
+def at_least_float32(x):
+    """Half precision becomes float32; float64 stays."""
+    return x.to(torch.promote_types(x.dtype, torch.float32))
+
+
 def residual(s, lam):
     """Fig. 1, the trick at test time: z (B, K) from the scores s (B, K, HW) of a linear classifier
     that was trained on mean scores."""
@@ -119,52 +139,45 @@ def residual(s, lam):
 def loss(logits, targets):
     """Binary cross-entropy, mean over known entries. logits, targets (B, K): 1, 0, -1 (unknown)."""
     known = targets >= 0
-    z = logits.to(torch.promote_types(logits.dtype, torch.float32))
-    bce = F.binary_cross_entropy_with_logits(z, targets.clamp(min=0).to(z), reduction="none")
+    z = at_least_float32(logits)
+    y = (targets == 1).to(z.dtype)
+    bce = F.binary_cross_entropy_with_logits(z, y, reduction="none")
     return (bce * known).sum() / known.sum().clamp(min=1)
 
 
 def param_groups(model, lr, weight_decay, head_lr=10.0):
     """Parameter groups, as released: `lr` for the backbone, `head_lr` x `lr` for the classifier;
     weight decay on all parameters."""
-    return [{"params": [*part.parameters()], "lr": times * lr, "weight_decay": weight_decay}
-            for part, times in ((model.backbone, 1), (model.head, head_lr))]
-
-
-def from_official(state):
-    """A released checkpoint's tensors (ResNet, ViT) under this model's names, for
-    load_state_dict(strict=True). A ViT's own classifier, which CSRA does not use, is dropped."""
-    state = state.get("state_dict", state)
-    state = {name.removeprefix("module."): tensor for name, tensor in state.items()}
-    unused = ("head.", "head_dist.", "pre_logits.", "fc.")
-    state = {name: tensor for name, tensor in state.items() if not name.startswith(unused)}
-    heads = sum(name.startswith("classifier.multi_head.") for name in state)
-    weight = [state.pop(f"classifier.multi_head.{h}.head.weight") for h in range(heads)]
-    state = {f"backbone.{name}": tensor for name, tensor in state.items()}
-    return state | {"head.weight": torch.stack(weight).flatten(2)}  # (heads, K, d, 1, 1) -> 3-D
+    backbone = {"params": list(model.backbone.parameters()), "lr": lr,
+                "weight_decay": weight_decay}
+    head = {"params": list(model.head.parameters()), "lr": head_lr * lr,
+            "weight_decay": weight_decay}
+    return [backbone, head]
 
 
 PAPER = {
-    "backbone": "resnet101.tv_in1k", "pretrained": True, "image_size": 448, "mean": (0., 0., 0.),
-    "std": (1., 1., 1.), "augment": ("crop", "flip"), "optimizer": "sgd", "lr": 0.01,
-    "weight_decay": 1e-4, "schedule": "step", "decay_epochs": 4, "warmup_epochs": 2.,
-    "epochs": 30, "batch_size": 16, "heads": 1, "lam": 0.1}
-SCENES = dict(
-    PAPER, backbone="test_resnet", pretrained=False, image_size=128, output_stride=16,
-    mean=(0.5, 0.5, 0.5), std=(0.25, 0.25, 0.25), augment=("flip",), optimizer="adamw",
-    lr=3e-3, weight_decay=1e-2, schedule="onecycle", epochs=8, batch_size=64, lam=1.)
+    "backbone": "resnet101.tv_in1k", "pretrained": True, "image_size": 448,
+    "mean": (0., 0., 0.), "std": (1., 1., 1.), "augment": ("crop", "flip"),
+    "optimizer": "sgd", "lr": 0.01, "weight_decay": 1e-4, "schedule": "step", "decay_epochs": 4,
+    "warmup_epochs": 2., "epochs": 30, "batch_size": 16, "drop_last": False, "heads": 1,
+    "lam": 0.1}
+SCENES = {  # small, for a CPU
+    "backbone": "test_resnet", "pretrained": False, "image_size": 128, "output_stride": 16,
+    "mean": (0.5, 0.5, 0.5), "std": (0.25, 0.25, 0.25), "augment": ("flip",),
+    "optimizer": "adamw", "lr": 3e-3, "weight_decay": 1e-2, "schedule": "onecycle", "epochs": 8,
+    "batch_size": 64, "heads": 1, "lam": 1.}
 RECIPES = {
     "scenes": SCENES,
     "scenes-lt": dict(SCENES, epochs=40),
-    "csv": PAPER,
+    "csv": dict(PAPER, drop_last=True),
     "coco-lt": PAPER,  # the paper has no long-tailed sets
     "voc-lt": PAPER,
     "voc2007": PAPER,  # paper: 94.7 mAP
     "voc2012": PAPER,
     "coco2014": dict(PAPER, decay_epochs=5, drop_unlabelled=True, heads=4, lam=0.5),  # paper: 83.3
-    "wider": dict(
-        PAPER, backbone="vit_base_patch16_224.orig_in21k_ft_in1k", image_size=224, lam=0.3,
-        mean=(.5, .5, .5), std=(.5, .5, .5), augment=("flip",), decay_epochs=5),  # paper: 89.0
+    "wider": dict(  # paper: 89.0
+        PAPER, backbone="vit_base_patch16_224.orig_in21k_ft_in1k", image_size=224,
+        mean=(0.5, 0.5, 0.5), std=(0.5, 0.5, 0.5), augment=("flip",), decay_epochs=5, lam=0.3),
 }
 
 if __name__ == "__main__":

@@ -1,4 +1,4 @@
-"""Metrics of multi-label classification; the table of a checkpoint; labels of your own images.
+"""Metrics of multi-label classification, and the table of a checkpoint.
 
 AP has three definitions in use, up to two points apart, so every table must say which one it shows:
     all-points   the mean, over the positives, of the precision at their score (CSRA, ASL, CPRFL)
@@ -7,278 +7,397 @@ AP has three definitions in use, up to two points apart, so every table must say
 The first is the default. Unknown entries (-1) are ignored. A class without positives has no AP: it
 is left out of every mean over classes, and listed.
 
-Run: python eval.py --checkpoint OUT/last.pt [--data NAME --root DIR --split test]    the table
-     python eval.py --checkpoint OUT/last.pt --predict IMAGE... [--heatmaps DIR]      labels
+Run: python eval.py --checkpoint OUT/last.pt [--data NAME --root DIR --split test]
 """
+import argparse
+import copy
 import json
+import os
 import sys
 from pathlib import Path
 
 import numpy as np
+import torch
+from torch import nn
 
-from data import Dataset, InputError
-from lib import files, maps
-from lib.flags import at_least, check_flags
-from lib.predict import Scorer
-from lib.processes import process
-from lib.run import program
-from lib.settings import Parser
-from sets import BOXES, READERS
-from sets.doubts import doubts
+from data import Dataset, Normalize, label_warnings, load, make_loader
+from lib import distributed
+from lib.checkpoint import read_checkpoint
+from lib.models import import_method, model_of, reported_weights
+from readers import READERS
+from readers.errors import InputError, name_errors
 
 KINDS = ("all-points", "envelope", "11-point")
 
 
-# ----------------------------------------------------------------------------------------- metrics
-
-
-def ranked(scores, targets):
-    """The known entries of one class, (N,) each, by descending score: the scores, whether positive,
-    and the last place of each run of equal scores."""
-    known = targets >= 0
-    order = np.argsort(-scores[known])
-    s, y = scores[known][order], targets[known][order] == 1
-    return s, y, np.append(s[1:] != s[:-1], True).nonzero()[0]
+# ------------------------------------------------------------------------------------------ metrics
 
 
 def average_precision(scores, targets, kind="all-points"):
-    """AP per class (K,) in [0, 1], nan without positives. scores, targets (N, K): 1, 0, -1
-    (unknown).
+    """AP per class (K,) in [0, 1], nan without positives.
 
-    Precision and recall are taken where the score changes, so the order of equal scores does not
-    matter. Raises ValueError.
+    scores (N, K); targets (N, K): 1, 0, -1 (unknown). Raises ValueError.
     """
+    scores = np.asarray(scores, np.float64)
+    targets = np.asarray(targets)
     if kind not in KINDS:
         raise ValueError(f"kind {kind!r}: choose from {', '.join(KINDS)}")
-    scores, targets = np.asarray(scores), np.asarray(targets)
-    if scores.shape != targets.shape or np.isnan(scores).any():
-        raise ValueError(f"scores {scores.shape}, targets {targets.shape}: must match, without nan")
-    ap = np.full(scores.shape[1], np.nan)
-    for k in range(scores.shape[1]):  # by class: its arrays stay in the cache
-        _, y, last = ranked(scores[:, k], targets[:, k])
-        if not y.any():
-            continue
-        tp = y.cumsum()[last]
-        precision, new = tp / (last + 1), np.diff(tp, prepend=0)  # new: positives of this score
-        if kind != "all-points":
-            precision = np.maximum.accumulate(precision[::-1])[::-1]
-        if kind == "11-point":  # recall tp / n >= t / 10, in integers
-            ap[k] = precision[np.searchsorted(10 * tp, tp[-1] * np.arange(11))].mean()
-        else:
-            ap[k] = (precision * new).sum() / tp[-1]
-    return ap
+    if scores.ndim != 2 or scores.shape != targets.shape:
+        raise ValueError(f"scores {scores.shape}, targets {targets.shape}: both must be (N, K)")
+    if np.isnan(scores).any():
+        raise ValueError("a score is nan")
+    columns = zip(scores.T, targets.T)
+    return np.array([average_precision_of_class(s, y, kind) for s, y in columns])
+
+
+def average_precision_of_class(scores, targets, kind):
+    """AP of one class; scores, targets (N,)."""
+    known = targets >= 0
+    order = np.argsort(-scores[known])
+    scores = scores[known][order]
+    positive = targets[known][order] == 1
+    if not positive.any():
+        return np.nan
+
+    # Precision is taken where the score changes, so the order of equal scores does not matter.
+    last_of_equals = np.append(scores[1:] != scores[:-1], True)
+    true_positives = positive.cumsum()[last_of_equals]
+    predicted = np.arange(1, len(scores) + 1)[last_of_equals]
+    precision = true_positives / predicted
+    total = true_positives[-1]
+    if kind != "all-points":
+        precision = np.maximum.accumulate(precision[::-1])[::-1]  # the envelope
+    if kind == "11-point":
+        tenths = total * np.arange(11)
+        reached = np.searchsorted(10 * true_positives, tenths)  # in integers: recall >= t / 10
+        return precision[reached].mean()
+    new_positives = np.diff(true_positives, prepend=0)
+    return (precision * new_positives).sum() / total
+
+
+def metrics(scores, targets, threshold=0.5, kind="all-points", counts=None):
+    """A dictionary, in percent: mAP; precision, recall and F1 over classes (CP, CR, CF1) and over
+    all decisions score > threshold (OP, OR, OF1), with the suffix _3 for those in an image's top 3;
+    AP and the number of positives of each class.
+
+    scores: probabilities (N, K); targets (N, K): 1, 0, -1 (unknown); threshold: one, or one per
+    class (K,); counts (K,): training images per class, which adds head, medium and tail mAP where
+    one is below 100. Precision without predictions is 0. Without positives, mAP and AP are None.
+    """
+    scores = np.asarray(scores, np.float64)
+    targets = np.asarray(targets)
+    ap = 100 * average_precision(scores, targets, kind)
+    positive = targets == 1
+    known = targets >= 0
+    has_positives = positive.any(axis=0)
+    result = {"mAP": mean_of(ap)}
+    if counts is not None and min(counts) < 100:
+        for group, classes in head_medium_tail(counts).items():
+            if has_positives[classes].any():
+                result[group] = mean_of(ap[classes])
+
+    above = scores > threshold
+    for suffix, chosen in (("", above), ("_3", above & in_top_3(scores))):
+        predicted = chosen & known
+        correct = predicted & positive
+        precision = correct.sum(axis=0) / np.maximum(predicted.sum(axis=0), 1)  # (K,)
+        recall = correct.sum(axis=0) / np.maximum(positive.sum(axis=0), 1)
+        cp = 100 * (mean_of(precision[has_positives]) or 0)
+        cr = 100 * (mean_of(recall[has_positives]) or 0)
+        op = 100 * correct.sum() / max(predicted.sum(), 1)
+        o_r = 100 * correct.sum() / max(positive.sum(), 1)
+        result["CP" + suffix] = cp
+        result["CR" + suffix] = cr
+        result["CF1" + suffix] = f1(cp, cr)
+        result["OP" + suffix] = float(op)
+        result["OR" + suffix] = float(o_r)
+        result["OF1" + suffix] = f1(op, o_r)
+    result["AP"] = [None if np.isnan(value) else float(value) for value in ap]
+    result["positives"] = positive.sum(axis=0).tolist()
+    return result
 
 
 def head_medium_tail(counts):
     """The indices of head (n >= 100 training images), medium (n >= 20) and tail classes."""
     counts = np.asarray(counts)
-    return {"head": np.flatnonzero(counts >= 100), "tail": np.flatnonzero(counts < 20),
-            "medium": np.flatnonzero((counts >= 20) & (counts < 100))}
+    head = counts >= 100
+    tail = counts < 20
+    return {"head": np.flatnonzero(head), "medium": np.flatnonzero(~head & ~tail),
+            "tail": np.flatnonzero(tail)}
 
 
-def metrics(scores, targets, threshold=0.5, kind="all-points", counts=None):
-    """In percent: mAP; precision, recall, F1 averaged over classes (CP, CR; CF1 is from both) and
-    over all decisions score > threshold (OP, OR, OF1); suffix _3: only those in an image's top 3.
-    `counts`, class frequencies in training, adds head, medium and tail mAP if one is below 100.
-    AP is the list per class (None without positives), positives the number of positives per class.
+def in_top_3(scores):
+    """(N, K) -> whether a score is among the three highest of its image."""
+    highest = np.argsort(-scores, axis=1, kind="stable")[:, :3]
+    result = np.zeros(scores.shape, bool)
+    np.put_along_axis(result, highest, True, axis=1)
+    return result
 
-    scores: probabilities (N, K); targets (N, K): 1, 0, -1 (unknown); threshold: one, or one per
-    class (K,). Precision without predictions counts as 0.
+
+def mean_of(values):
+    """The mean without nan; None of no values."""
+    values = values[~np.isnan(values)]
+    if len(values) == 0:
+        return None
+    return float(values.mean())
+
+
+def f1(precision, recall):
+    """The harmonic mean."""
+    return float(2 * precision * recall / max(precision + recall, 1e-12))
+
+
+# ------------------------------------------------------------------------------------------- scores
+
+
+@torch.inference_mode()
+def predict(model, loader, normalize, amp_dtype, flip=False):
+    """Probabilities float64 (N, K) of all images in a test loader's data set, from all processes.
+
+    `flip`: the mean with the mirrored image. Raises InputError where a score is nan.
     """
-    scores, targets = np.asarray(scores), np.asarray(targets)
-    ap = 100 * average_precision(scores, targets, kind)
-    positives, known = (targets == 1).sum(0), targets >= 0
-    result = {"mAP": np.nanmean(ap).item() if positives.any() else None}
-    if counts is not None and np.min(counts) < 100:
-        parts = head_medium_tail(counts)
-        result |= {name: float(np.nanmean(ap[part])) for name, part in parts.items()
-                   if positives[part].any()}
-    above = scores > threshold
-    third = np.argsort(-scores, axis=1, kind="stable")[:, :3]
-    top = np.zeros_like(above)
-    np.put_along_axis(top, third, True, 1)
-    for suffix, yes in (("", above), ("_3", above & top)):
-        tp, predicted = (yes & (targets == 1)).sum(0), (yes & known).sum(0)
-        have = positives > 0
-        cp = 100 * (tp / np.maximum(predicted, 1))[have].mean() if have.any() else 0.0
-        cr = 100 * (tp[have] / positives[have]).mean() if have.any() else 0.0
-        op = 100 * tp.sum() / max(predicted.sum(), 1)
-        o_r = 100 * tp.sum() / max(positives.sum(), 1)
-        for name, p, r in (("C", cp, cr), ("O", op, o_r)):
-            result |= {f"{name}P{suffix}": float(p), f"{name}R{suffix}": float(r),
-                       f"{name}F1{suffix}": float(2 * p * r / max(p + r, 1e-12))}
-    return result | {"AP": [None if np.isnan(a) else float(a) for a in ap],
-                     "positives": positives.tolist()}
+    model.eval()
+    distributed.broadcast_buffers(model)  # all processes test the same BatchNorm statistics
+    device = normalize.mean.device
+    all_logits = []
+    for step, (images, _) in enumerate(loader, 1):
+        images = normalize(images)
+        with torch.autocast(device.type, amp_dtype, enabled=amp_dtype is not None):
+            views = [model(images)]
+            if flip:
+                views.append(model(images.flip(3)))
+        all_logits.append(torch.stack(views))  # on the device: wait for it only at the end
+        if step % 50 == 0 and distributed.is_main():
+            print(f"tested {step} of {len(loader)} batches", file=sys.stderr)
+
+    # A process may have none of the images.
+    own_scores = np.zeros((0, len(loader.dataset.classes)))
+    if all_logits:
+        logits = torch.cat(all_logits, dim=1).cpu().double()  # in float32, large ones would tie
+        own_scores = logits.sigmoid().mean(0).numpy()
+    scores = np.zeros((len(loader.dataset), len(loader.dataset.classes)))
+    for rank, part in enumerate(distributed.gather(own_scores)):
+        scores[rank::distributed.world_size()] = part
+    bad = np.isnan(scores).any(axis=1).sum()
+    if bad:
+        raise InputError(f"{bad} images have the score nan: the weights have diverged; lower --lr, "
+                         "set --clip-grad, or --amp off")
+    return scores
 
 
-def best_threshold(scores, targets):
-    """Threshold of best F1 for scores, targets (N,), midway between two; 0.5 without positives."""
-    s, y, last = ranked(scores, targets)
-    if not y.any():
-        return 0.5
-    best = np.argmax(2 * y.cumsum()[last] / (last + 1 + y.sum()))  # F1 = 2 TP / (predicted + true)
-    lower = s[last[best] + 1] if best + 1 < len(last) else -float(s[last[best]] == 0)
-    middle = (s[last[best]] + lower) / 2
-    return float(middle if middle < s[last[best]] else lower)
+def scores_at_sizes(model, dataset, settings, device, sizes, flip=False):
+    """The mean, over image sizes, of the probabilities (N, K)."""
+    normalize = Normalize(settings.mean, settings.std, device)
+    amp_dtype = distributed.autocast_dtype(device, settings.amp)
+    total = 0
+    for size in sizes:
+        settings = copy.copy(settings)
+        settings.image_size = size
+        loader = make_loader(dataset, settings, training=False)
+        resized = at_size(model, size).to(device, memory_format=torch.channels_last)
+        total = total + predict(resized, loader, normalize, amp_dtype, flip)
+    return total / len(sizes)
 
 
-# ------------------------------------------------------------------------------------ command line
+def at_size(model, size):
+    """A copy for images of this size. ViT and Swin resample their position embeddings, always from
+    the trained ones; a ResNet takes any size."""
+    model = copy.deepcopy(model)
+    with name_errors(f"image size {size}", "choose a multiple of the backbone's patches"):
+        backbone = getattr(model, "backbone", None)
+        if hasattr(backbone, "set_input_size"):
+            backbone.set_input_size((size, size))
+        with torch.no_grad():
+            model.eval()(torch.zeros(1, 3, size, size))
+    return model
+
+
+class Residual(nn.Module):
+    """CSRA's test-time trick on a trained model that pools the class scores of its cells."""
+
+    def __init__(self, model, lam):
+        super().__init__()
+        self.model = model
+        self.backbone = model.backbone  # for at_size
+        self.lam = lam
+        self.residual = import_method("csra").residual
+        head = getattr(model, "head", None)
+        self.csra_without_attention = getattr(head, "lam", None) == 0
+        if not self.csra_without_attention and not isinstance(head, nn.Linear):
+            raise InputError("--residual needs a pooled linear classifier: asl.py's, or csra "
+                             "--lam 0")
+
+    def forward(self, images):
+        if self.csra_without_attention:
+            s = self.model.head.scores(self.model.features(images))  # (B, heads, K, HW)
+        else:
+            _, maps = self.model.attention(images)  # (B, K, H, W)
+            s = maps.flatten(2)[:, None]  # (B, 1, K, HW)
+        return self.residual(s, self.lam).sum(1)
+
+
+def split_for(checkpoint, name, root, split, limit=0):
+    """A split of the data set `name` with the checkpoint's classes: columns are chosen by name."""
+    settings = checkpoint["settings"]
+    classes = checkpoint["classes"]
+    dataset = load(name, root, split, drop_unlabelled=settings.drop_unlabelled,
+                   difficult=settings.difficult, long_tail=settings.long_tail)
+    lost = [label for label in classes if label not in dataset.classes]
+    if lost:
+        raise InputError(f"{name} lacks {len(lost)} classes of the model: {lost[:5]}...")
+    if len(dataset.classes) > len(classes) and distributed.is_main():
+        print(f"{name}: only the model's {len(classes)} of {len(dataset.classes)} classes count",
+              file=sys.stderr)
+    columns = [dataset.classes.index(label) for label in classes]
+    dataset = Dataset(classes, dataset.paths, dataset.targets[:, columns], dataset.upright)
+    return dataset.sample(limit)
+
+
+# ------------------------------------------------------------------------------------- command line
 
 
 def arguments(argv):
-    """The arguments, and the flags of train.py that come with --official."""
-    parser = Parser(description="The table of a checkpoint, or labels of your own images.",
-                    allow_abbrev=False)
-    source = parser.add_mutually_exclusive_group(required=True)
-    source.add_argument("--checkpoint", help="OUT/last.pt of train.py")
-    source.add_argument("--official", help="a released checkpoint; with --model, and train.py's "
-                                           "flags where it differs from the recipe")
-    source.add_argument("--from-scores", metavar="NPZ", help="a file of --scores, or your own: "
-                        "scores (N, K) in [0, 1], targets (N, K), classes (K,)")
-    flag, number = parser.add_argument, at_least(1)
-    flag("--model", help="the method of --official")
-    flag("--backbone", help="of --official; else lets a checkpoint load it from a hub or a folder")
-    flag("--weights", choices=("raw", "ema"), help="default: those that the recipe reports")
+    parser = argparse.ArgumentParser(description="The table of a checkpoint.", allow_abbrev=False)
+    flag = parser.add_argument
+    flag("--checkpoint", required=True, help="OUT/last.pt of train.py or tools/convert.py")
+    flag("--weights", choices=["raw", "ema"], help="default: those that the recipe reports")
     flag("--data", choices=READERS, help="default: the data set trained on")
     flag("--root", help="default: the folder used in training")
-    flag("--split", default="test", choices=("train", "val", "test"), help="the split to evaluate")
-    flag("--workers", type=at_least(-1), default=-1, help="loading processes; -1: automatic")
-    flag("--limit", type=number, help="a random N of the images, the same each time")
-    flag("--skip-bad", type=at_least(0), default=0, help="leave out up to N unreadable images")
-    flag("--ap", default=KINDS[0], choices=KINDS, help="definition of AP")
-    flag("--threshold", default="0.5", help="a number, or a file of --tune-threshold")
-    flag("--tune-threshold", metavar="SPLIT", choices=("train", "val", "test"),
-         help="find the threshold with the best F1 on SPLIT; saved next to the checkpoint")
-    flag("--per-class", action="store_true", help="tune one threshold per class")
-    flag("--image-size", type=number, help="default: the size used in training")
-    flag("--sizes", type=lambda text: [*map(number, text.split(","))], metavar="SIZES",
-         help="image sizes to average over, such as 448,576")
+    flag("--split", default="test", choices=["train", "val", "test"], help="the split to evaluate")
+    flag("--workers", type=int, default=-1, help="loading processes; -1: automatic")
+    flag("--limit", type=int, default=0, help="a random N of the images, the same each time")
+    flag("--ap", default="all-points", choices=KINDS, help="definition of AP")
+    flag("--threshold", default="0.5", help="a number, or a file of python -m tools.thresholds")
+    sizes = parser.add_mutually_exclusive_group()
+    sizes.add_argument("--image-size", type=int, help="default: the size used in training")
+    sizes.add_argument("--sizes", help="image sizes to average over, such as 448,576")
     flag("--flip", action="store_true", help="average with the mirrored image")
     flag("--residual", type=float, metavar="LAM", help="CSRA's test-time trick: + LAM x max score")
-    flag("--predict", nargs="+", metavar="PATH", help="print the labels of files and folders")
-    flag("--json", action="store_true", help="--predict: a JSON object per line")
-    flag("--heatmaps", metavar="DIR", help="draw each image and its maps")
-    flag("--each-head", action="store_true", help="--heatmaps: layers and heads apart")
-    flag("--pointing", action="store_true", help="how often a map has its maximum in a box")
     flag("--out", metavar="JSON", help="write the table")
     flag("--scores", metavar="NPZ", help="write scores, targets, classes, paths")
-    flag("--voc-server", metavar="DIR", help="write comp2_cls files of VOC 2012's test images")
-    args, flags = parser.parse_known_args(argv)
-
-    typed, given = check_flags(parser, args, flags)
-    if args.tune_threshold == args.split:
-        parser.error(f"--tune-threshold {args.split}: that split is reported; tune on another")
-    if args.official:  # its --image-size is what the model is made for; --sizes what it is shown
-        own = ("model", "data", "backbone", "image_size")
-        flags += [text for name in own if name in given
-                  for text in (typed[name], str(getattr(args, name)))]
-    elif args.image_size:
-        args.sizes = args.sizes or [args.image_size]
-    return args, flags
-
-
-def table(title, result, classes, kind, threshold, split):
-    """The text that is printed: AP and positives per class, then the means."""
-    given = f"{threshold:.4g}" if np.ndim(threshold) == 0 else "one per class"
-    empty = [name for name, count in zip(classes, result["positives"]) if not count]
-    lines = [f"{title}, {kind} AP, threshold {given}{f' tuned on {split}' if split else ''}"]
-    for name, ap, count in zip(classes, result["AP"], result["positives"]):
-        ap = "         n/a" if ap is None else f"{ap:12.2f}"
-        lines.append(f"  {name:24}{ap} AP {count:8} positives")
-    lines.append(f"without positives, left out of the means: {', '.join(empty) or 'none'}")
-    lines += [" ".join(f"{name} {result[name]:.2f}" for name in row if result.get(name) is not None)
-              for row in (("mAP", "head", "medium", "tail"),
-                          ("CP", "CR", "CF1", "OP", "OR", "OF1"),
-                          ("CP_3", "CR_3", "CF1_3", "OP_3", "OR_3", "OF1_3"))]
-    for name in ("pointing", "pointing_small"):
-        if name in result:
-            pairs = result[f"{name}_pairs"]
-            lines.append(f"{name} {result[name]:.2f} of {pairs} pairs of image and class")
-    return "\n".join(lines)
-
-
-def tune(args, scorer):
-    """--tune-threshold: the threshold with the best F1 on a split, kept next to the checkpoint."""
-    data = scorer.split(args.tune_threshold)
-    scores, index = scorer.scores(data, args.skip_bad)
-    targets = data.targets[index]
-    threshold = np.array([best_threshold(*pair) for pair in zip(scores.T, targets.T)]) \
-        if args.per_class else best_threshold(scores.ravel(), targets.ravel())
-    files.write_threshold(scorer, args.tune_threshold, threshold)
-    return threshold
-
-
-def print_labels(args, data, scores, threshold):
-    """--predict: a line per image."""
-    for path, row, above in zip(data.paths, scores, scores > threshold):
-        labels = {data.classes[k]: round(row[k].item(), 4) for k in np.argsort(-row) if above[k]}
-        print(json.dumps({"path": path, "labels": labels}) if args.json else
-              f"{path}: " + ", ".join(f"{name} {score:.2f}" for name, score in labels.items()))
+    args = parser.parse_args(argv)
+    if args.limit < 0 or args.workers < -1:
+        parser.error("--limit and --workers: must not be negative")
+    return args
 
 
 def main(argv=None):
-    args, flags = arguments(argv)
-    files.try_outputs(args)
-    extra = {}
-    if args.from_scores:
-        scores, data, counts = files.read_scores(args.from_scores)
-        threshold = files.read_threshold(args.threshold, data.classes)
-        title = f"{args.from_scores}: {len(scores)} images"
-    else:
-        scorer = Scorer(args, flags)
-        if process()[1] > 1 and (args.predict or args.heatmaps or args.pointing):
-            raise InputError("--predict, --heatmaps and --pointing run in one process")
-        threshold = tune(args, scorer) if args.tune_threshold else \
-            files.read_threshold(args.threshold, scorer.classes)
-        counts = scorer.counts
+    args = arguments(argv)
+    refuse_unwritable([args.out, args.scores], inputs=[args.checkpoint, args.threshold])
+    device = distributed.start()
+    checkpoint = read_checkpoint(args.checkpoint)
+    settings = checkpoint["settings"]
+    settings.workers = args.workers
+    data = args.data or settings.data
+    root = args.root or settings.root
+    threshold = read_threshold(args.threshold, checkpoint["classes"])
+    weights, state = reported_weights(checkpoint, args.weights)
+    model = model_of(checkpoint, state, args.checkpoint)
+    if args.residual is not None:
+        model = Residual(model, args.residual)
+    sizes = [args.image_size or settings.image_size]
+    if args.sizes:
+        with name_errors(f"--sizes {args.sizes}", "numbers, such as 448,576"):
+            sizes = [int(size) for size in args.sizes.split(",")]
 
-        # the images, then only those of them that can be read
-        if args.predict:
-            paths = files.images_in(args.predict)
-            targets = np.zeros((len(paths), len(scorer.classes)), np.int8)
-            data, skip_bad = Dataset(scorer.classes, paths, targets, upright=True), len(paths)
-        else:
-            data = scorer.split("server" if args.voc_server else args.split)
-            skip_bad = args.skip_bad
-        listed = len(data)
-        scores, index = scorer.scores(data, skip_bad)
-        data = data.subset(index)
+    dataset = split_for(checkpoint, data, root, args.split, args.limit)
+    scores = scores_at_sizes(model, dataset, settings, device, sizes, args.flip)
+    if not distributed.is_main():
+        return
 
-        if args.heatmaps:
-            maps.draw_heatmaps(Path(args.heatmaps), scorer.maps(data), data, scores,
-                               scorer.map_offset(), threshold, args.each_head)
-        if args.predict:
-            print_labels(args, data, scores, threshold)
-            return int(len(data) < listed)
-        if args.pointing:
-            if scorer.data not in BOXES:
-                raise InputError(f"{scorer.data} has no boxes; choose from {', '.join(BOXES)}")
-            found = BOXES[scorer.data](Path(scorer.root or "."), args.split, paths=data.paths)
-            extra = maps.pointing(scorer.maps(data), found, scorer.map_offset(), data.targets,
-                                  scorer.columns)
-        title = (f"{scorer.settings['model']} on {scorer.data} {args.split}: {len(scores)} images, "
-                 f"{'released' if args.official else scorer.weights} weights, image size "
-                 f"{'+'.join(map(str, scorer.sizes))}{' and mirrored' * args.flip}"
-                 + (f", residual {args.residual}" if args.residual is not None else ""))
-    if process()[0]:
-        return 0
-
+    title = (f"{settings.model} on {data} {args.split}: {len(scores)} images, {weights} weights, "
+             f"image size {'+'.join(str(size) for size in sizes)}")
+    if args.flip:
+        title += " and mirrored"
+    if args.residual is not None:
+        title += f", residual {args.residual}"
+    if data in ("voc2007", "voc2012"):
+        title += f", difficult objects {settings.difficult}"
     if args.scores:
-        files.write_scores(args.scores, scores, data, counts)
-    if args.voc_server:
-        files.write_for_server(args.voc_server, data, scores)
-        return 0
-    for warning in doubts(data, args.split):
+        write_scores(args.scores, scores, dataset)
+    for warning in label_warnings(dataset, args.split):
         print(warning, file=sys.stderr)
-    result = metrics(scores, data.targets, threshold, args.ap, counts) | extra
-    print(table(title, result, data.classes, args.ap, threshold, args.tune_threshold))
+    result = metrics(scores, dataset.targets, threshold, args.ap, checkpoint["class_counts"])
+    result["what"] = title
+    result["ap"] = args.ap
+    result["threshold"] = np.asarray(threshold).tolist()
+    result["classes"] = dataset.classes
+    result["images"] = len(scores)
+    print_table(result)
     if args.out:
-        files.write_json(args.out, result | {
-            "what": title, "ap": args.ap, "threshold": np.asarray(threshold).tolist(),
-            "tuned_on": args.tune_threshold or "", "classes": data.classes, "images": len(scores)})
-    return 0
+        with name_errors(args.out, "make room, or choose another place to write to"):
+            Path(args.out).write_text(json.dumps(result))
+
+
+def print_table(result):
+    """AP and positives per class, then the means."""
+    threshold = "one per class"
+    if np.ndim(result["threshold"]) == 0:
+        threshold = f"{result['threshold']:.4g}"
+    print(f"{result['what']}, {result['ap']} AP, threshold {threshold}")
+    empty = []
+    for name, ap, positives in zip(result["classes"], result["AP"], result["positives"]):
+        text = "n/a"
+        if ap is None:
+            empty.append(name)
+        else:
+            text = f"{ap:.2f}"
+        print(f"  {name:24}{text:>12} AP {positives:8} positives")
+    print(f"without positives, left out of the means: {', '.join(empty) or 'none'}")
+    for names in (["mAP", "head", "medium", "tail"], ["CP", "CR", "CF1", "OP", "OR", "OF1"],
+                  ["CP_3", "CR_3", "CF1_3", "OP_3", "OR_3", "OF1_3"]):
+        known = [name for name in names if result.get(name) is not None]
+        print(" ".join(f"{name} {result[name]:.2f}" for name in known))
+
+
+def read_threshold(text, classes):
+    """A number, or the content of a file of tools/thresholds.py: a number or one per class (K,)."""
+    with name_errors(f"--threshold {text}", "it takes a number in [0, 1], or a file of python -m "
+                                            "tools.thresholds for these classes"):
+        lowest = 0
+        if not Path(text).is_file():
+            values = np.array(float(text))
+        else:
+            lowest = -1  # where all scores are 0, a tuned threshold lies below
+            stored = json.loads(Path(text).read_bytes())["threshold"]
+            if isinstance(stored, dict):
+                stored = [stored[name] for name in classes]
+            if any(isinstance(value, bool) for value in np.atleast_1d(np.array(stored, object))):
+                raise ValueError("true and false are no thresholds")
+            values = np.array(stored, np.float64)
+            if values.shape not in ((), (len(classes),)):
+                raise ValueError("neither one number nor one per class")
+        if not ((values >= lowest) & (values <= 1)).all():
+            raise ValueError("not in [0, 1]")
+    return values
+
+
+def refuse_unwritable(outputs, inputs=()):
+    """Checks where results go to, before the work; None: no output. Raises InputError."""
+    taken = [os.path.realpath(path) for path in inputs if path]
+    for path in outputs:
+        if path is None:
+            continue
+        if os.path.realpath(path) in taken:
+            raise InputError(f"{path} is read or written by another flag, too: choose another file")
+        taken.append(os.path.realpath(path))
+        with name_errors(path, "choose another place to write to"):
+            Path(path).parent.mkdir(parents=True, exist_ok=True)
+            if Path(path).is_dir():
+                raise IsADirectoryError("a folder, where a file is needed")
+            if not os.access(Path(path).parent, os.W_OK):
+                raise PermissionError("the folder is not writable")
+
+
+def write_scores(path, scores, dataset):
+    """scores and targets (N, K), classes, paths, as numpy's npz."""
+    remedy = "make room, or choose another place to write to"
+    with name_errors(path, remedy), open(path, "wb") as file:
+        np.savez_compressed(file, scores=scores, targets=dataset.targets,
+                            classes=np.array(dataset.classes),
+                            paths=np.array(list(dataset.paths), str))
 
 
 if __name__ == "__main__":
-    with program():
-        sys.exit(main())
+    with distributed.program():
+        main()

@@ -28,39 +28,59 @@ Run: python q2l.py                            synthetic scenes on a CPU: 98.4 mA
 Copy: the file stands alone.
 """
 import math
-import warnings
 
 import timm
 import torch
 import torch.nn.functional as F
-from timm.models import resnet, swin_transformer, tresnet
+from timm.models import resnet, tresnet
 from torch import nn
+from torch.nn.modules.batchnorm import _BatchNorm
 
-GAMMAS = {"paper": {"gamma_pos": 0, "gamma_neg": 1}, "released": {"gamma_pos": 0, "gamma_neg": 2}}
+GAMMAS = {
+    "paper": {"gamma_pos": 0, "gamma_neg": 1},
+    "released": {"gamma_pos": 0, "gamma_neg": 2},
+}
 
 
 class Attention(nn.Module):
     """Multi-head attention through torch's fused kernel. Queries of batch size 1 serve all images.
+
     Queries, keys and values have a matrix each: the gradient of one matrix for all three would be
-    assembled from three copies."""
+    assembled from three copies.
+    """
 
     def __init__(self, d, heads, dropout):
         super().__init__()
-        self.heads, self.dropout = heads, dropout
-        self.q, self.k, self.v, self.out_proj = (nn.Linear(d, d) for _ in range(4))
-        for linear in (self.q, self.k, self.v, self.out_proj):
+        self.heads = heads
+        self.dropout = dropout
+        self.q = nn.Linear(d, d)
+        self.k = nn.Linear(d, d)
+        self.v = nn.Linear(d, d)
+        self.out_proj = nn.Linear(d, d)
+        for linear in (self.q, self.k, self.v):
+            # scaled as one matrix (3 d, d), as in torch's layers
+            nn.init.xavier_uniform_(linear.weight, gain=math.sqrt(0.5))
             nn.init.zeros_(linear.bias)
+        nn.init.xavier_uniform_(self.out_proj.weight)
+        nn.init.zeros_(self.out_proj.bias)
 
     def forward(self, q, k, v, need_map=False):
         """q (B or 1, N, d), k and v (B, M, d) -> (B, N, d), and the weights (B, heads, N, M)."""
-        q, k, v = (x.unflatten(-1, (self.heads, -1)).transpose(1, 2)
-                   for x in (self.q(q), self.k(k), self.v(v)))  # (B, heads, N or M, d / heads)
+        q = self.split_heads(self.q(q))
+        k = self.split_heads(self.k(k))
+        v = self.split_heads(self.v(v))
         q = q.expand(k.shape[0], -1, -1, -1)
-        x = F.scaled_dot_product_attention(q, k, v, dropout_p=self.dropout * self.training)
-        x = self.out_proj(x.transpose(1, 2).flatten(2))
+        dropout = self.dropout if self.training else 0.0
+        x = F.scaled_dot_product_attention(q, k, v, dropout_p=dropout)
+        x = self.out_proj(x.transpose(1, 2).flatten(2))  # (B, N, d)
         if not need_map:
             return x, None
-        return x, torch.softmax(q @ k.transpose(-1, -2) / math.sqrt(q.shape[-1]), -1)
+        weights = torch.softmax(q @ k.transpose(-1, -2) / math.sqrt(q.shape[-1]), dim=-1)
+        return x, weights
+
+    def split_heads(self, x):
+        """(B, N, d) -> (B, heads, N, d / heads)"""
+        return x.unflatten(-1, (self.heads, -1)).transpose(1, 2)
 
 
 class Layer(nn.Module):
@@ -69,35 +89,48 @@ class Layer(nn.Module):
 
     def __init__(self, d, heads, ffn, dropout, self_attention=False):
         super().__init__()
+        self.self_attention = self_attention
         if self_attention:
-            self.self_attn, self.norm1 = Attention(d, heads, dropout), nn.LayerNorm(d)
+            self.self_attn = Attention(d, heads, dropout)
+            self.norm1 = nn.LayerNorm(d)
         self.multihead_attn = Attention(d, heads, dropout)
-        self.linear1, self.linear2 = nn.Linear(d, ffn), nn.Linear(ffn, d)
-        self.norm2, self.norm3 = nn.LayerNorm(d), nn.LayerNorm(d)
-        self.dropout, self.self_attention = nn.Dropout(dropout), self_attention
+        self.norm2 = nn.LayerNorm(d)
+        self.linear1 = nn.Linear(d, ffn)
+        self.linear2 = nn.Linear(ffn, d)
+        nn.init.xavier_uniform_(self.linear1.weight)
+        nn.init.xavier_uniform_(self.linear2.weight)
+        self.norm3 = nn.LayerNorm(d)
+        self.dropout = nn.Dropout(dropout)
 
     def forward(self, x, pos, keys, values, need_map=False):
         """x (B or 1, N, d), pos (N, d), keys and values (B, HW, d) -> (B, N, d), map."""
         if self.self_attention:
             q = x + pos
-            x = self.norm1(x + self.dropout(self.self_attn(q, q, x)[0]))  # Eq. 1
+            attended, _ = self.self_attn(q, q, x)
+            x = self.norm1(x + self.dropout(attended))  # Eq. 1
         found, weights = self.multihead_attn(x + pos, keys, values, need_map)  # Eq. 2
         x = self.norm2(x + self.dropout(found))
-        # Dropout before the ReLU gives the same values, and both work in place. (B, N, ffn)
-        hidden = F.dropout(self.linear1(x), self.dropout.p, self.training, inplace=True).relu_()
-        return self.norm3(x + self.dropout(self.linear2(hidden))), weights  # Eq. 3
+        hidden = self.linear1(x)  # (B, N, ffn)
+        # Dropout before the ReLU gives the same values, and both work in place.
+        hidden = F.dropout(hidden, self.dropout.p, self.training, inplace=True).relu_()
+        x = self.norm3(x + self.dropout(self.linear2(hidden)))  # Eq. 3
+        return x, weights
 
 
 def sine_positions(height, width, d, device):
-    """(HW, d): for rows, then columns, d/4 sines and cosines, interleaved, of the cell's 1-based
-    index, scaled to end at 2 pi. For any height and width."""
-    turns = [torch.arange(1, n + 1, device=device) / (n + 1e-6) * 2 * math.pi
-             for n in (height, width)]
-    rates = 10000 ** (torch.arange(0, d // 2, 2, device=device) / (d // 2))
-    rows, columns = (torch.stack([(t[:, None] / rates).sin(), (t[:, None] / rates).cos()], -1)
-                     .flatten(1) for t in turns)  # (H, d / 2), (W, d / 2)
-    return torch.cat([rows[:, None].expand(-1, width, -1),
-                      columns[None].expand(height, -1, -1)], -1).flatten(0, 1)
+    """(HW, d): the row's position in the first d/2 entries, the column's in the others."""
+    rows = sine_of_index(height, d // 2, device)[:, None].expand(-1, width, -1)  # (H, W, d/2)
+    columns = sine_of_index(width, d // 2, device)[None].expand(height, -1, -1)
+    return torch.cat([rows, columns], -1).flatten(0, 1)
+
+
+def sine_of_index(count, d, device):
+    """(count, d): sines and cosines, interleaved, of the 1-based index, scaled to end at 2 pi."""
+    index = torch.arange(1, count + 1, device=device)
+    angle = index / (count + 1e-6) * 2 * math.pi
+    period = 10000 ** (torch.arange(0, d, 2, device=device) / d)
+    angles = angle[:, None] / period  # (count, d/2)
+    return torch.stack([angles.sin(), angles.cos()], -1).flatten(1)
 
 
 class Q2LHead(nn.Module):
@@ -106,12 +139,10 @@ class Q2LHead(nn.Module):
     def __init__(self, num_classes, d, ffn, heads, encoder_layers, decoder_layers, self_attention,
                  dropout):
         super().__init__()
-        self.encoder = nn.ModuleList(Layer(d, heads, ffn, dropout) for _ in range(encoder_layers))
+        self.encoder = nn.ModuleList(
+            [Layer(d, heads, ffn, dropout) for _ in range(encoder_layers)])
         self.decoder = nn.ModuleList(
-            Layer(d, heads, ffn, dropout, self_attention) for _ in range(decoder_layers))
-        for name, p in self.named_parameters():
-            if p.ndim > 1:  # q, k, v: scaled as one matrix (3 d, d), as in torch's layers
-                nn.init.xavier_uniform_(p, math.sqrt(0.5) if name.split(".")[-2] in "qkv" else 1)
+            [Layer(d, heads, ffn, dropout, self_attention) for _ in range(decoder_layers)])
         self.norm = nn.LayerNorm(d)
         self.query_embed = nn.Parameter(torch.randn(num_classes, d))
         bound = 1 / math.sqrt(d)
@@ -125,16 +156,22 @@ class Q2LHead(nn.Module):
         tokens = x.flatten(2).transpose(1, 2)  # (B, HW, d)
         for layer in self.encoder:
             tokens, _ = layer(tokens, pos, tokens + pos, tokens)
-        keys, maps = tokens + pos, []
+
         # All images start with the same labels, so one row of queries serves them until they have
         # seen a token. In training, the dropout of self-attention differs from image to image.
-        rows = tokens.shape[0] if self.training and self.decoder[0].self_attention else 1
-        labels = torch.zeros_like(self.query_embed).expand(rows, -1, -1)
+        rows = 1
+        if self.training and self.decoder[0].self_attention:
+            rows = tokens.shape[0]
+        labels = torch.zeros_like(self.query_embed).expand(rows, -1, -1)  # (B or 1, K, d)
+        keys = tokens + pos
+        maps = []
         for layer in self.decoder:
             labels, weights = layer(labels, self.query_embed, keys, tokens, need_maps)
             maps.append(weights)
         logits = (self.norm(labels) * self.W).sum(-1) + self.b  # Eq. 4
-        return logits, torch.stack(maps, 1).unflatten(-1, (H, W)) if need_maps else None
+        if not need_maps:
+            return logits, None
+        return logits, torch.stack(maps, 1).unflatten(-1, (H, W))
 
 
 class Q2L(nn.Module):
@@ -146,40 +183,50 @@ class Q2L(nn.Module):
     BatchNorms. `output_stride`: 8 or 16 keeps maps finer than 1/32. Raises ValueError.
     """
 
-    def __init__(self, classes, *, backbone, pretrained, image_size, d_model=None, ffn=8192,
-                 heads=4, encoder_layers=1, decoder_layers=2, self_attention=False, project=None,
-                 dropout=0.1, freeze=True, output_stride=None):
+    def __init__(self, classes, *, backbone, pretrained, image_size, d_model: int | None = None,
+                 ffn=8192, heads=4, encoder_layers=1, decoder_layers=2, self_attention=False,
+                 project: bool | None = None, dropout=0.1, freeze=True,
+                 output_stride: int | None = None):
         super().__init__()
-        fixed = getattr(timm.get_pretrained_cfg(backbone), "fixed_input_size", False)  # ViT, Swin
+        config = timm.get_pretrained_cfg(backbone)
+        fixed_size = getattr(config, "fixed_input_size", False)  # ViT, Swin
         self.backbone = timm.create_model(
             backbone, pretrained=pretrained, num_classes=0, global_pool="",
-            img_size=image_size if fixed else None, output_stride=output_stride)
-        self.freeze = freeze and isinstance(self.backbone, (resnet.ResNet, tresnet.TResNet))
-        self.random_frozen = self.freeze and not pretrained
-        if self.freeze:
-            body = getattr(self.backbone, "body", self.backbone)
-            for part in (body.conv1, body.layer1, *self.frozen_norms()):
-                part.requires_grad_(False)
+            img_size=image_size if fixed_size else None, output_stride=output_stride)
+        self.frozen_norms = False
+        if freeze and isinstance(self.backbone, tresnet.TResNet):
+            self.backbone.body.conv1.requires_grad_(False)
+            self.backbone.body.layer1.requires_grad_(False)
+        if freeze and isinstance(self.backbone, resnet.ResNet):
+            self.backbone.conv1.requires_grad_(False)
+            self.backbone.layer1.requires_grad_(False)
+            self.frozen_norms = True
+            for norm in self.norms():
+                norm.requires_grad_(False)
+
         width = self.backbone.num_features
-        d_model = d_model or width
+        if d_model is None:
+            d_model = width
         if d_model % 4 or d_model % heads:
             raise ValueError(f"d_model={d_model}: must be a multiple of 4 and of heads")
-        same = project is False or (project is None and width == d_model)
-        self.input_proj = nn.Identity() if same else nn.Conv2d(width, d_model, 1)
+        if decoder_layers < 1:
+            raise ValueError("decoder_layers=0: the decoder reads the labels off the image")
+        if project is None:
+            project = width != d_model
+        self.input_proj = nn.Conv2d(width, d_model, 1) if project else nn.Identity()
         self.head = Q2LHead(len(classes), d_model, ffn, heads, encoder_layers, decoder_layers,
                             self_attention, dropout)
 
-    def frozen_norms(self):
-        """A ResNet's BatchNorms; those of a TResNet stay in training, as released."""
-        frozen = self.freeze and isinstance(self.backbone, resnet.ResNet)
-        return [m for m in self.backbone.modules() if frozen and isinstance(m, nn.BatchNorm2d)]
+    def norms(self):
+        return [m for m in self.backbone.modules() if isinstance(m, _BatchNorm)]
 
     def train(self, mode=True):
         """Frozen BatchNorm stays in evaluation mode. Under autocast this is faster than scale and
         shift as separate tensors, which would be float32."""
         super().train(mode)
-        for norm in self.frozen_norms():
-            norm.eval()
+        if self.frozen_norms:
+            for norm in self.norms():
+                norm.eval()
         return self
 
     def features(self, images):
@@ -187,13 +234,15 @@ class Q2L(nn.Module):
         x = self.backbone.forward_features(images)
         if x.ndim == 3:  # (B, class and register tokens + HW, d)
             grid = self.backbone.patch_embed.dynamic_feat_size(images.shape[-2:])
-            x = x[:, self.backbone.num_prefix_tokens:].transpose(1, 2).unflatten(2, grid)
+            x = x[:, self.backbone.num_prefix_tokens:]
+            x = x.transpose(1, 2).unflatten(2, grid)
         elif getattr(self.backbone, "output_fmt", "NCHW") == "NHWC":
             x = x.permute(0, 3, 1, 2)
         return self.input_proj(x)
 
     def forward(self, images):
-        return self.head(self.features(images))[0]
+        logits, _ = self.head(self.features(images))
+        return logits
 
     def attention(self, images):
         """Logits (B, K) and cross-attention maps (B, layers, heads, K, H, W), each of sum 1."""
@@ -209,79 +258,41 @@ def loss(logits, targets, gamma_pos=0.0, gamma_neg=2.0, eps=1e-5):
     (unknown: adds 0, but counts in B K). For Adam, 1000 matters only through eps and clipping.
     Paper: GAMMAS["paper"].
     """
-    p = torch.sigmoid(logits.to(torch.promote_types(logits.dtype, torch.float32)))
-    truth = torch.where(targets > 0, p, 1 - p)  # probability of the true label
-    gamma = torch.where(targets > 0, gamma_pos, gamma_neg)
-    weight = (1 - truth.detach()) ** gamma * (targets >= 0)
-    return -(weight * truth.clamp(min=eps).log()).sum() / logits.numel() * 1000  # Eq. 5
+    z = logits.to(torch.promote_types(logits.dtype, torch.float32))  # float64 stays
+    p = torch.sigmoid(z)
+    positive = targets == 1
+    known = targets >= 0
+    truth = torch.where(positive, p, 1 - p)  # probability of the true label
+    gamma = torch.where(positive, gamma_pos, gamma_neg)
+    weight = (1 - truth.detach()) ** gamma
+    log_truth = truth.clamp(min=eps).log()
+    return -(weight * log_truth * known).sum() / logits.numel() * 1000  # Eq. 5
 
 
 def param_groups(model, lr, weight_decay, head_lr=1.0):
-    """Parameter groups, as released: one learning rate, weight decay on all that is not frozen.
+    """Parameter groups: one learning rate, as released, and weight decay on all that is not frozen.
     Another `head_lr` gives the Transformer `head_lr` x `lr`."""
-    if model.random_frozen:
-        warnings.warn("stem, layer1 and frozen BatchNorm stay random: --no-freeze trains them too")
     old = [p for p in model.backbone.parameters() if p.requires_grad]
-    new = [*model.input_proj.parameters(), *model.head.parameters()]
+    new = list(model.input_proj.parameters()) + list(model.head.parameters())
     return [{"params": old, "lr": lr, "weight_decay": weight_decay},
             {"params": new, "lr": head_lr * lr, "weight_decay": weight_decay}]
-
-
-def from_official(state):
-    """A released checkpoint's tensors (ResNet, TResNet, Swin, CvT) under this model's names, for
-    load_state_dict(strict=True). timm converts the backbones' names. Others raise ValueError."""
-    state = state.get("state_dict", state.get("model", state))
-    state = {name.removeprefix("module."): tensor for name, tensor in state.items()}
-    backbone = {name.removeprefix("backbone.0."): tensor for name, tensor in state.items()
-                if name.startswith("backbone.0.") and not name.startswith("backbone.0.head.")}
-    backbone = {name.removeprefix("body."): tensor for name, tensor in backbone.items()}
-    if "body.conv1.0.weight" in backbone:  # TResNet
-        backbone = tresnet.checkpoint_filter_fn(backbone, None)
-    elif "patch_embed.proj.weight" in backbone:  # Swin
-        backbone = swin_transformer.checkpoint_filter_fn(backbone, swin_like(backbone))
-    elif not {"bn1.weight", "stage0.patch_embed.proj.weight"} & backbone.keys():  # ResNet, CvT
-        raise ValueError("neither ResNet, TResNet, Swin nor CvT: it cannot be converted")
-    names = [("transformer.decoder.norm.", "head.norm."), ("transformer.", "head."),
-             (".layers.", "."), ("fc.", "head."), ("query_embed.weight", "head.query_embed")]
-    encoder = [("norm2", "norm3"), ("norm1", "norm2"), ("self_attn", "multihead_attn")]
-    head = {}
-    for name, tensor in state.items():
-        if not name.startswith("backbone."):
-            tensor = tensor.squeeze(0) if name.startswith("fc.") else tensor
-            for old, new in names + encoder * (".encoder." in name):
-                name = name.replace(old, new)
-            if "in_proj_" in name:
-                for part, x in zip("qkv", tensor.chunk(3)):
-                    head[name.replace("in_proj_", f"{part}.")] = x
-            else:
-                head[name] = tensor
-    return {f"backbone.{name}": tensor for name, tensor in backbone.items()} | head
-
-
-def swin_like(state):
-    """An empty Swin of the shapes in `state`, which timm's conversion asks for."""
-    tables = {name.split(".blocks.")[0]: tensor for name, tensor in state.items()
-              if name.endswith("blocks.0.attn.relative_position_bias_table")}
-    window = (math.isqrt(len(tables["layers.0"])) + 1) // 2  # (2 window - 1)^2 rows
-    with torch.device("meta"):
-        return swin_transformer.SwinTransformer(
-            img_size=32 * window, window_size=window, num_classes=0,
-            embed_dim=len(state["patch_embed.proj.weight"]),
-            num_heads=[table.shape[1] for table in tables.values()],
-            depths=[sum(name.startswith(f"{layer}.") and name.endswith("norm1.weight")
-                        for name in state) for layer in tables])
 
 
 RELEASED = {
     "backbone": "resnet101.tv_in1k", "pretrained": True, "image_size": 448,
     "mean": (0.485, 0.456, 0.406), "std": (0.229, 0.224, 0.225), "augment": ("randaugment",),
     "optimizer": "adamw", "lr": 1e-4, "weight_decay": 1e-2, "schedule": "onecycle",
-    "pct_start": 0.2, "epochs": 80, "batch_size": 128, "ema": 0.9997}
-TRESNET = dict(RELEASED, backbone="tresnet_l.miil_in1k_448", mean=(0., 0., 0.), std=(1., 1., 1.))
-SCENES = dict(
-    RELEASED, backbone="test_resnet", pretrained=False, image_size=128, output_stride=16,
-    mean=(0.5, 0.5, 0.5), std=(0.25, 0.25, 0.25), augment=("flip",), lr=7e-4, epochs=8,
-    batch_size=32, ema=0., d_model=128, ffn=256, dropout=0., freeze=False)
+    "pct_start": 0.2,
+    "epochs": 80, "batch_size": 128, "ema": 0.9997}
+TRESNET = dict(
+    RELEASED, backbone="tresnet_l.miil_in1k_448", mean=(0., 0., 0.), std=(1., 1., 1.))
+SCENES = {  # small, for a CPU
+    "backbone": "test_resnet", "pretrained": False, "image_size": 128, "output_stride": 16,
+    "mean": (0.5, 0.5, 0.5), "std": (0.25, 0.25, 0.25), "augment": ("flip",),
+    "optimizer": "adamw", "lr": 7e-4, "weight_decay": 1e-2, "schedule": "onecycle",
+    "pct_start": 0.2,
+    "epochs": 8, "batch_size": 32,
+    "d_model": 128, "ffn": 256, "dropout": 0., "freeze": False}
 RECIPES = {
     "scenes": SCENES,
     "scenes-lt": dict(SCENES, epochs=40),

@@ -1,4 +1,4 @@
-"""The one training loop: any method on any data set.
+"""The training loop that all methods share.
 
 Run: python train.py --model csra [--data NAME --root DIR] [flags]    --help lists a method's flags
      torchrun --nproc_per_node=8 train.py ...                         one process per GPU
@@ -12,240 +12,308 @@ A method is a module with
     param_groups   (model, lr, weight_decay) -> parameter groups for the optimizer
 Keyword arguments of these functions that have a default are flags.
 
-OUT gets last.pt (for --resume, after each epoch) and log.jsonl (the settings, a line per epoch, the
-result). The result is the test mAP of the EMA weights or, as `report` says, the raw ones after the
-last epoch; with a val split, after the epoch that is best on val (kept in best.pt).
-
-The loss is taken over the logits of all processes, so that each method's own normalization holds.
-With --accumulate it is that of a micro-batch; where it is a mean, micro-batches weigh the same.
-BatchNorm statistics are each process's own, with --sync-bn of all, with --freeze-bn the pretrained
-ones. The order of an epoch depends on (seed, epoch), the random numbers of a step on (seed, step,
-rank): neither needs to be stored.
+After each epoch the model is tested and saved. OUT/last.pt is the checkpoint (--resume goes on from
+there), OUT/log.jsonl has the settings, a line per epoch, and the result: the test mAP after the
+last epoch. Your own data may have a third split, val: it is tested after each epoch, OUT/best.pt is
+the checkpoint with the highest mAP on it, and the result is the test mAP of that one.
 """
 import copy
+import json
 import math
-import signal
-import sys
 import time
-from contextlib import nullcontext
 from functools import partial
 from pathlib import Path
 
 import torch
-import torch.distributed as dist
-from torch.optim import SGD, Adam, AdamW, lr_scheduler
+from torch import nn
+from torch.optim import SGD, Adam, AdamW
+from torch.optim.lr_scheduler import (
+    ChainedScheduler,
+    CosineAnnealingLR,
+    LinearLR,
+    OneCycleLR,
+    StepLR,
+)
 from torch.optim.swa_utils import get_ema_multi_avg_fn
 
-from data import InputError, loader, mixed, normalize, reading
-from eval import metrics
-from lib.checkpoint import compare, fingerprint, progress, read_checkpoint, save
-from lib.checks import check, check_losses, unreadable
-from lib.methods import chosen, method_of
-from lib.order import in_order, shuffled, splits
-from lib.predict import predict
-from lib.processes import everyone, gathered, hardware, parallel, process
-from lib.run import SIGNALS, Log, new_folder, program, stopped
-from lib.settings import settings_of
-from lib.weights import frozen_norms, starting_model
-from sets.doubts import doubts
-
-SHOWN = ("mAP", "head", "medium", "tail", "CF1", "OF1")  # after each epoch
-
-
-def train(method, s):
-    """Trains as the settings `s` say; returns the last line of the log."""
-    device, dtype, s["workers"] = hardware(s["amp"], s["workers"])
-    last = Path(s["out"], "last.pt")
-    if s["out"] and last.is_file() and not s["resume"]:
-        raise InputError(f"{last} exists: --resume continues it, --out starts elsewhere")
-    check(s, device)
-
-    # data, model, loss
-    sets = splits(s)
-    train_set, monitor = sets["train"], "val" if "val" in sets else "test"  # after each epoch
-    prints = {name: fingerprint(data, s["root"]) for name, data in sets.items()}
-    steps = max(len(train_set) // s["batch_size"], 1)  # per epoch
-    counts = (train_set.targets == 1).sum(0)  # class frequencies
-    torch.manual_seed(s["seed"])
-    learner = Learner(method, s, train_set.classes, steps, device, dtype)
-    learner.loss = loss_of(method, s, torch.from_numpy(counts).to(device), len(train_set))
-
-    # where an interrupted run continues
-    done, losses, history = 0, [], []  # steps; losses of this epoch; a line per epoch
-    if s["resume"] and last.is_file():
-        stored = read_checkpoint(last)
-        with reading(last, "damaged: start over, or restore a backup"):
-            compare(stored, prints, last)
-            learner.load_state_dict(stored)
-            done, losses, history = progress(stored, steps)
-
-    s["out"] = s["out"] or everyone(new_folder(f"runs/{s['model']}-{s['data']}"))[0]
-    last = Path(s["out"], "last.pt")
-    order = shuffled(len(train_set), s["batch_size"], s["epochs"], s["seed"], done)
-    batches = loader(train_set, s["image_size"], order, s["augment"], s["seed"], s["workers"])
-    tests = {name: (data, loader(data, s["image_size"], in_order(len(data), s["batch_size"]),
-                                 workers=s["workers"]))
-             for name, data in sets.items() if name != "train"}
-    log = Log(last.parent, [{"settings": s, "torch": torch.__version__, "device": str(device),
-                             "autocast": str(dtype), "processes": process()[1]}, *history],
-              fresh=not s["resume"])
-    sizes = ", ".join(f"{len(data)} {name}" for name, data in sets.items())
-    log.say(f"{s['model']} on {s['data']}: {sizes} images, {len(train_set.classes)} classes; "
-            f"{process()[1]} x {device}, autocast {dtype}; to {s['out']}, from step {done}"
-            + " (there is no last.pt yet)" * bool(s["resume"] and not done))
-    log.say(*(f"{name}={value}" for name, value in s.items()))
-    for text in (text for name, data in sets.items() for text in doubts(data, name)):
-        log.say(text)
-
-    fresh, bad, first = [], set(), done  # losses still on the device; unreadable images
-    begin = mark = saved = time.time()
-    for step, batch in enumerate(batches, done + 1):
-        epoch, of_epoch = (step - 1) // steps + 1, (step - 1) % steps + 1
-        bad = unreadable(batch, s["skip_bad"], bad)
-        torch.manual_seed(mixed(s["seed"], step, process()[0]))  # for dropout
-        fresh.append(learner.backward(batch))
-        learner.update(step)
-
-        # report, every 50 steps: only here does the loop wait for the device
-        stop = stopped()
-        due = s["save_every"] and time.time() - saved > 60 * s["save_every"]
-        if of_epoch % 50 and of_epoch < steps and not stop and not due:
-            continue
-        values, lr = torch.stack(fresh).tolist(), learner.scheduler.get_last_lr()[0]
-        losses, fresh, now = losses + values, [], time.time()
-        check_losses(losses, epoch, s, last)
-        log.say(f"epoch {epoch}/{s['epochs']} step {of_epoch}/{steps} "
-                f"loss {sum(values) / len(values):.4f} lr {lr:.2e} "
-                f"{len(values) * s['batch_size'] / (now - mark):.0f} images/s "
-                f"{(now - begin) / (step - first) * (s['epochs'] * steps - step):.0f} s left")
-
-        # test
-        if of_epoch == steps:
-            history.append({"epoch": epoch, "loss": sum(losses) / len(losses),
-                            **test(learner, *tests[monitor], counts, epoch == s["epochs"]),
-                            "lr": lr, "seconds": now - begin})
-            if bad:
-                history[-1]["left_out"] = sorted(bad)
-                log.say(f"left out so far: {len(bad)} unreadable images", *sorted(bad), sep="\n  ")
-            log.write(history[-1])
-            shown = [(name, x) for name, x in history[-1].items() if name.startswith(SHOWN)]
-            log.say(f"epoch {epoch}, {monitor}:", *(f"{name} {x:.2f}" for name, x in shown))
-            losses = []
-
-        # save
-        if of_epoch == steps or stop or due:
-            state = {**learner.state_dict(), "step": step, "losses": losses, "history": history,
-                     "settings": s, "classes": train_set.classes, "counts": counts.tolist(),
-                     "prints": prints}
-            best = monitor == "val" and of_epoch == steps and history[-1] is best_of(history)
-            for name in ["best.pt", "last.pt"][not best:] if process()[0] == 0 else ():
-                save(state, last.with_name(name))
-            saved = time.time()
-        if stop and step < s["epochs"] * steps:
-            log.say(f"stopped by a signal; {last} is saved, --resume --out {s['out']} continues")
-            raise SystemExit(128 + (SIGNALS or [signal.SIGTERM])[0])
-        mark = time.time()
-
-    if monitor == "val":  # the test split is used once, for the epoch that val has chosen
-        everyone("rank 0 has written best.pt")
-        last = last.with_name("best.pt")
-        learner.load_state_dict(read_checkpoint(last))
-        history.append(test(learner, *tests["test"], counts, True))
-    return finish(log, history, s, last, monitor, time.time() - begin)
+from data import Normalize, label_warnings, load_splits, make_loader
+from eval import metrics, predict
+from lib import distributed
+from lib.checkpoint import fingerprint, read_checkpoint, refuse_changed_data, save
+from lib.distributed import is_main, print_once
+from lib.models import (
+    batchnorms,
+    import_method,
+    keyword_arguments,
+    reported_weights,
+    starting_model,
+)
+from lib.settings import read_command_line
+from readers.errors import InputError, name_errors
 
 
-def loss_of(method, s, class_freq, num_images):
-    """The method's own loss with its settings, or that of --loss."""
-    if not s["loss"]:
-        return partial(method.loss, **chosen(method.loss, s))
-    return method_of("asl").loss_by_name(s["loss"], class_freq, num_images, s["data"])
+def train(method, settings):
+    """Trains `method` as `settings` say. Returns the last line of the log: the result."""
+    device = distributed.start()  # under torchrun, one process per GPU
+    world_size = distributed.world_size()
+    amp_dtype = distributed.autocast_dtype(device, settings.amp)  # None: float32
+    check_machine(settings, device, world_size)
+    choose_output_folder(settings)
+    out = Path(settings.out)
+    torch.manual_seed(settings.seed)
+
+    # Data: the split that is tested after each epoch is val, where there is one.
+    splits = load_splits(settings)
+    train_set = splits["train"]
+    monitor = "test"
+    if "val" in splits:
+        monitor = "val"
+    train_loader = make_loader(train_set, settings, training=True)
+    monitor_loader = make_loader(splits[monitor], settings, training=False)
+    class_counts = (train_set.targets == 1).sum(axis=0).tolist()
+    normalize = Normalize(settings.mean, settings.std, device)
+
+    # Model, and the moving average of its weights (EMA).
+    resuming = settings.resume and (out / "last.pt").is_file()
+    model = starting_model(method, settings, train_set.classes, load_weights=not resuming)
+    model.to(device, memory_format=torch.channels_last)
+    average = None
+    if settings.ema > 0:
+        average = copy.deepcopy(model).requires_grad_(False)
+    network = model
+    if world_size > 1:
+        network = distributed.wrap(model, settings.image_size, device)
+    if settings.compile:
+        model.compile()
+    reported = model
+    if average is not None and settings.report == "ema":
+        reported = average
+
+    # Loss, optimizer, learning rate.
+    loss_function = choose_loss(method, settings, class_counts, len(train_set), device)
+    reduction = "mean" if settings.loss else method.REDUCTION
+    options = keyword_arguments(method.param_groups, settings)
+    groups = method.param_groups(model, settings.lr, settings.weight_decay, **options)
+    optimizer = make_optimizer(groups, settings)
+    schedule = make_schedule(optimizer, settings, steps_per_epoch=len(train_loader))
+    scaler = torch.amp.GradScaler(device.type, enabled=amp_dtype == torch.float16)
+
+    # Continue an earlier run after its last whole epoch.
+    parts = {"model": model, "optimizer": optimizer, "schedule": schedule, "scaler": scaler}
+    if average is not None:
+        parts["ema"] = average
+    fingerprints = {name: fingerprint(split, settings.root) for name, split in splits.items()}
+    history = []
+    if resuming:
+        history = continue_run(out, parts, fingerprints)
+    with name_errors(out, "choose another --out"):
+        out.mkdir(parents=True, exist_ok=True)
+    first_line = {"settings": vars(settings), "torch": torch.__version__, "device": str(device),
+                  "autocast": str(amp_dtype), "processes": world_size}
+    announce(settings, splits, first_line, history)
+
+    start = time.time()
+    for epoch in range(len(history), settings.epochs):
+        # The random numbers of an epoch depend on (seed, epoch) alone, so --resume repeats them.
+        train_loader.sampler.set_epoch(epoch)  # the order
+        train_set.set_epoch(epoch)  # augmentations
+        torch.manual_seed(hash((settings.seed, epoch, distributed.rank())))  # dropout
+        network.train()
+        if settings.freeze_bn:
+            for norm in batchnorms(model.backbone):
+                norm.eval()
+
+        # Train.
+        total_loss = 0.0
+        for step, (images, targets) in enumerate(train_loader, 1):
+            images = normalize(images)
+            targets = targets.to(device, non_blocking=True)
+
+            # forward and backward, in micro-batches where memory is short
+            step_loss = 0.0
+            micro_images = images.chunk(settings.accumulate)
+            micro_targets = targets.chunk(settings.accumulate)
+            for x, y in zip(micro_images, micro_targets):
+                with torch.autocast(device.type, amp_dtype, enabled=amp_dtype is not None):
+                    logits = network(x)  # (B, K)
+                loss = loss_function(logits, y)  # in float32 or wider: see the methods
+                if reduction == "mean":
+                    loss = loss * len(x) / len(images)  # the mean over the micro-batches
+                else:
+                    loss = loss * world_size  # DistributedDataParallel takes the mean of gradients
+                scaler.scale(loss).backward()
+                step_loss = step_loss + loss.detach()
+
+            # update the weights, the learning rate and the average
+            if settings.clip_grad > 0:
+                scaler.unscale_(optimizer)
+                nn.utils.clip_grad_norm_(model.parameters(), settings.clip_grad)
+            scaler.step(optimizer)
+            scaler.update()
+            optimizer.zero_grad()
+            schedule.step()
+            if average is not None:
+                updates = epoch * len(train_loader) + step - 1  # before this one
+                update_average(average, model, settings.ema, updates)
+
+            # report, every 50 steps: only here does the loop wait for the GPU
+            total_loss = total_loss + step_loss
+            if step % 50 == 0 or step == len(train_loader):
+                if not math.isfinite(total_loss):
+                    raise InputError(f"loss {float(step_loss)} in epoch {epoch + 1}, by step "
+                                     f"{step}, lr {settings.lr}, amp {settings.amp}: lower --lr, "
+                                     f"set --clip-grad, or --amp off; {out} has the epoch before")
+                print_once(f"epoch {epoch + 1}/{settings.epochs} step {step}/{len(train_loader)} "
+                           f"loss {float(total_loss) / step:.4f} "
+                           f"lr {schedule.get_last_lr()[0]:.2e} {time.time() - start:.0f} s")
+
+        # Test.
+        mean_loss = sum(distributed.gather(float(total_loss))) / world_size / len(train_loader)
+        line = {"epoch": epoch + 1, "loss": mean_loss, "lr": schedule.get_last_lr()[0]}
+        scores = predict(reported, monitor_loader, normalize, amp_dtype)
+        line.update(summary(scores, splits[monitor], class_counts))
+        line["seconds"] = time.time() - start
+        history.append(line)
+
+        # Save and log.
+        if is_main():
+            checkpoint = {name: part.state_dict() for name, part in parts.items()}
+            checkpoint.setdefault("ema", None)
+            checkpoint["history"] = history
+            checkpoint["settings"] = vars(settings)
+            checkpoint["classes"] = train_set.classes
+            checkpoint["class_counts"] = class_counts
+            checkpoint["fingerprints"] = fingerprints
+            if monitor == "val" and line is best_of(history):
+                save(checkpoint, out / "best.pt")
+            save(checkpoint, out / "last.pt")
+            write_log(out / "log.jsonl", [first_line, *history])
+        print_once(f"epoch {epoch + 1}, {monitor}: {in_words(line)}")
+
+    # The result. With a val split, the test split is used here, once, for the epoch that val chose.
+    result = dict(history[-1])
+    if monitor == "val":
+        distributed.wait_for_all()  # the first process has written best.pt
+        _, state = reported_weights(read_checkpoint(out / "best.pt"))
+        reported.load_state_dict(state)
+        test_loader = make_loader(splits["test"], settings, training=False)
+        scores = predict(reported, test_loader, normalize, amp_dtype)
+        result = summary(scores, splits["test"], class_counts)
+    result["weights"] = "raw" if reported is model else "ema"
+    result["seconds"] = time.time() - start
+    result[f"best_mAP_on_{monitor}"] = best_of(history)["mAP"]
+    result[f"best_epoch_on_{monitor}"] = best_of(history)["epoch"]
+    result["checkpoint"] = str(out / ("best.pt" if monitor == "val" else "last.pt"))
+    if is_main():
+        write_log(out / "log.jsonl", [first_line, *history, result])
+    announce_result(result, monitor)
+    return result
 
 
-class Learner:
-    """All that changes in training: model, EMA, optimizer, schedule, scaler."""
-
-    def __init__(self, method, s, classes, steps, device, dtype):
-        self.s, self.device, self.dtype = s, device, dtype
-        self.reduction = "mean" if s["loss"] else method.REDUCTION
-        model = starting_model(method, s, classes)
-        self.model = model.to(device, memory_format=torch.channels_last)
-        self.frozen = frozen_norms(self.model, s)
-        groups = method.param_groups(self.model, s["lr"], s["weight_decay"],
-                                     **chosen(method.param_groups, s))
-        self.optimizer, self.scheduler = optimizer_and_schedule(groups, s, steps)
-        self.scaler = torch.amp.GradScaler(device.type, enabled=dtype is torch.float16)
-        self.average = copy.deepcopy(self.model).requires_grad_(False) if s["ema"] else None
-        if self.average:  # paired once: the tensors stay the same objects
-            pairs = zip(self.average.state_dict().values(), self.model.state_dict().values())
-            self.pairs = [*zip(*(pair for pair in pairs if pair[0].is_floating_point()))]
-        world = process()[1]
-        self.net = parallel(self.model, s["image_size"], device) if world > 1 else self.model
-        if s["compile"]:
-            self.model.compile()
-
-    def parts(self):
-        """What a checkpoint holds, by name."""
-        return {"model": self.model, "optimizer": self.optimizer, "scheduler": self.scheduler,
-                "scaler": self.scaler, **({"ema": self.average} if self.average else {})}
-
-    def state_dict(self):
-        return {"ema": None, **{name: part.state_dict() for name, part in self.parts().items()}}
-
-    def load_state_dict(self, state):
-        for name, part in self.parts().items():
-            part.load_state_dict(state[name])
-
-    def backward(self, batch):
-        """The gradient of a batch, one micro-batch at a time; returns its loss, on the device."""
-        world, parts, total = process()[1], self.s["accumulate"], 0
-        rows = (len(batch.index) + len(batch.bad)) // parts
-        share = 1 if self.reduction == "sum" else 1 / parts
-        self.net.train()
-        for norm in self.frozen:
-            norm.eval()
-        for part in range(parts):
-            own = slice(part * rows, part * rows + rows)
-            if world == 1 and not len(batch.index[own]):  # all of it was unreadable
-                continue
-            images = normalize(batch.images[own], self.device, self.s["mean"], self.s["std"])
-            targets = batch.targets[own].to(self.device, non_blocking=True)
-            with self.net.no_sync() if world > 1 and part + 1 < parts else nullcontext():
-                with torch.autocast(self.device.type, self.dtype, enabled=self.dtype is not None):
-                    logits = self.net(images)
-                loss = self.loss(gathered(logits, rows, 0), gathered(targets, rows, -1)) * share
-                self.scaler.scale(loss * world).backward()  # DDP takes the mean over processes
-            total = total + loss.detach()
-        return total
-
-    def update(self, step):
-        """A step of optimizer, schedule and EMA; `step` counts from 1."""
-        if self.s["clip_grad"]:
-            self.scaler.unscale_(self.optimizer)
-            torch.nn.utils.clip_grad_norm_(self.model.parameters(), self.s["clip_grad"])
-        self.scaler.step(self.optimizer)
-        self.scaler.update()
-        self.optimizer.zero_grad()
-        self.scheduler.step()
-        if self.average:  # the warm-up: else a short run's average would be of its first weights
-            decay = min(self.s["ema"], step / (step + 9))  # (1 + n) / (10 + n) after n updates
-            get_ema_multi_avg_fn(decay)(*self.pairs, None)
+# --------------------------------------------------------------------------- optimizer and schedule
 
 
-def test(learner, data, batches, counts, final):
-    """The metrics of the weights that the recipe reports; at the end also the mAP of the others."""
-    s, result = learner.s, {}
-    models = {"raw": learner.model} | ({"ema": learner.average} if s["ema"] else {})
-    reported = s["report"] if s["ema"] else "raw"
-    if not (data.targets >= 0).any():
-        return {"mAP": math.nan}  # a server has the labels
-    for name in models if final else [reported]:
-        for buffer in models[name].buffers() if process()[1] > 1 else ():
-            dist.broadcast(buffer, 0)  # BatchNorm statistics: all processes test the same model
-        scores, index = predict(models[name], batches, learner.device, learner.dtype, s["mean"],
-                                s["std"], skip_bad=s["skip_bad"])
-        found = metrics(scores, data.targets[index], counts=counts)
-        result |= {key: found[key] for key in SHOWN if key in found} if name == reported else {}
-        result |= {f"mAP_{name}": found["mAP"]} if final and s["ema"] else {}
+def make_optimizer(groups, settings):
+    """torch's optimizer of the parameter groups."""
+    if settings.optimizer == "sgd":
+        return SGD(groups, lr=settings.lr, momentum=0.9)  # fused, it fails where fp16 skips a step
+    device = next(p.device for group in groups for p in group["params"])
+    fused = device.type in ("cuda", "cpu")
+    if settings.optimizer == "adam":
+        return Adam(groups, lr=settings.lr, fused=fused)
+    return AdamW(groups, lr=settings.lr, fused=fused)
+
+
+def make_schedule(optimizer, settings, steps_per_epoch):
+    """A learning rate schedule that is updated after every step."""
+    epochs = settings.schedule_epochs or settings.epochs  # training may stop before its schedule
+    total_steps = epochs * steps_per_epoch
+    if settings.schedule == "onecycle":
+        peaks = [group["lr"] for group in optimizer.param_groups]
+        pct_start = settings.pct_start
+        if pct_start * total_steps == 1:  # torch would divide by 0
+            pct_start = pct_start * (1 - 1e-6)
+        return OneCycleLR(optimizer, peaks, total_steps, pct_start=pct_start)
+
+    warmup_steps = max(round(settings.warmup_epochs * steps_per_epoch), 1)
+    warmup = LinearLR(optimizer, 1 / warmup_steps, total_iters=warmup_steps - 1)
+    if settings.schedule == "step":
+        decay = StepLR(optimizer, settings.decay_epochs * steps_per_epoch, gamma=0.1)
+    else:
+        decay = CosineAnnealingLR(optimizer, total_steps)
+    return ChainedScheduler([warmup, decay])
+
+
+def choose_loss(method, settings, class_counts, num_images, device):
+    """The method's own loss with its settings, or the mean of the one that --loss names."""
+    if settings.loss:
+        losses = import_method("asl")
+        class_freq = torch.tensor(class_counts, device=device)
+        return losses.loss_by_name(settings.loss, class_freq, num_images, settings.data)
+    return partial(method.loss, **keyword_arguments(method.loss, settings))
+
+
+@torch.no_grad()
+def update_average(average, model, ema, updates):
+    """average = decay * average + (1 - decay) * model, also of BatchNorm's statistics. The decay
+    rises to `ema`, so that the average of a short run is not one of its first weights."""
+    decay = min(ema, (1 + updates) / (10 + updates))
+    averaged = [x for x in average.state_dict().values() if x.is_floating_point()]
+    current = [x for x in model.state_dict().values() if x.is_floating_point()]
+    get_ema_multi_avg_fn(decay)(averaged, current, updates)
+
+
+# ------------------------------------------------------------------------------ folder and messages
+
+
+def check_machine(settings, device, world_size):
+    """Refuses settings that this machine cannot run."""
+    if settings.batch_size % world_size:
+        raise InputError(f"--batch-size {settings.batch_size} must be a multiple of {world_size} "
+                         "processes")
+    if settings.batch_size // world_size < settings.accumulate:
+        raise InputError(f"--accumulate {settings.accumulate}: more micro-batches than images")
+    if world_size > 1 and settings.download:
+        raise InputError("--download: run it first, in one process: python -m tools.check "
+                         "--download")
+    if settings.sync_bn and device.type != "cuda":
+        raise InputError("--sync-bn is for several GPUs")
+
+
+def choose_output_folder(settings):
+    """Sets settings.out where it is not given. A new run never writes over an earlier one."""
+    if not settings.out:
+        name = f"runs/{settings.model}-{settings.data}-{time.strftime('%Y%m%d-%H%M%S')}"
+        settings.out = distributed.gather(name)[0]  # the first process's
+    for name in ("last.pt", "best.pt", "log.jsonl"):
+        file = Path(settings.out, name)
+        if file.exists() and not settings.resume:
+            raise InputError(f"{file} exists: --resume continues its run, --out starts elsewhere")
+
+
+def continue_run(out, parts, fingerprints):
+    """Loads OUT/last.pt into the parts of a run. Returns the history."""
+    last = out / "last.pt"
+    checkpoint = read_checkpoint(last)
+    with name_errors(last, "damaged: start over, or restore a backup"):
+        refuse_changed_data(last, checkpoint["fingerprints"], fingerprints)
+        for name, part in parts.items():
+            part.load_state_dict(checkpoint[name])
+        history = checkpoint["history"]
+        best_of(history)  # fails where it is not a history
+    if "val" in fingerprints and not (out / "best.pt").is_file():
+        raise InputError(f"{out / 'best.pt'} is missing: with a val split, --resume needs it "
+                         "beside last.pt")
+    return history
+
+
+def summary(scores, dataset, class_counts):
+    """The metrics that are logged. mAP is nan where all labels are on a server."""
+    found = metrics(scores, dataset.targets, counts=class_counts)
+    names = ("mAP", "head", "medium", "tail", "CF1", "OF1")
+    result = {name: found[name] for name in names if name in found}
+    if result["mAP"] is None:
+        result["mAP"] = math.nan
     return result
 
 
@@ -254,46 +322,49 @@ def best_of(history):
     return max(history, key=lambda line: line["mAP"])
 
 
-def finish(log, history, s, last, monitor, seconds):
-    """The last line of the log: the result."""
-    best = best_of(history[:-1] if monitor == "val" else history)
-    result = {**{name: value for name, value in history[-1].items() if name.startswith(SHOWN)},
-              "weights": s["report"] if s["ema"] else "raw", "seconds": seconds,
-              f"best_mAP_on_{monitor}": best["mAP"], f"best_epoch_on_{monitor}": best["epoch"],
-              "checkpoint": str(last)}
-    log.write(result)
-    which = "the last epoch" if monitor == "test" else f"epoch {best['epoch']}, the best on val"
-    log.say(f"mAP {result['mAP']:.2f} on test, {result['weights']} weights after {which} "
-            f"(best epoch, picked on {monitor}: {best['mAP']:.2f}, {best['epoch']}); "
-            f"{seconds:.0f} s")
-    log.say(f"python eval.py --checkpoint {last}")
-    return result
+def write_log(path, lines):
+    """Writes the whole log anew, so that a killed run leaves no line twice."""
+    with name_errors(path, "make room, then --resume"):
+        text = "".join(json.dumps(line) + "\n" for line in lines)
+        path.write_text(text)
 
 
-def optimizer_and_schedule(groups, s, steps):
-    """torch's optimizer and schedule, both updated once per step. `steps`: steps per epoch."""
-    kind = {"sgd": partial(SGD, momentum=0.9), "adam": Adam, "adamw": AdamW}[s["optimizer"]]
-    device = next(p.device.type for group in groups for p in group["params"])
-    fused = {} if s["optimizer"] == "sgd" else {  # torch's fused SGD keeps an unset momentum where
-        "fused": device in ("cuda", "cpu")}  # fp16 skips the first step
-    optimizer = kind(groups, **fused)
-    total = (s["schedule_epochs"] or s["epochs"]) * steps
-    if s["schedule"] == "onecycle":
-        rise = s["pct_start"]
-        if rise * total == 1:  # torch would divide by 0
-            rise *= 1 - 1e-6
-        lrs = [group["lr"] for group in optimizer.param_groups]
-        return optimizer, lr_scheduler.OneCycleLR(optimizer, lrs, total, pct_start=rise)
-    warmup = max(round(s["warmup_epochs"] * steps), 1)
-    rise = lr_scheduler.LinearLR(optimizer, 1 / warmup, total_iters=warmup - 1)
-    decay = lr_scheduler.StepLR(optimizer, s["decay_epochs"] * steps) \
-        if s["schedule"] == "step" else lr_scheduler.CosineAnnealingLR(optimizer, total)
-    return optimizer, lr_scheduler.ChainedScheduler([rise, decay])
+def announce(settings, splits, first_line, history):
+    sizes = ", ".join(f"{len(split)} {name}" for name, split in splits.items())
+    print_once(f"{settings.model} on {settings.data}: {sizes} images, "
+               f"{len(splits['train'].classes)} classes; {first_line['processes']} x "
+               f"{first_line['device']}, autocast {first_line['autocast']}; to {settings.out}, "
+               f"from epoch {len(history) + 1}")
+    if settings.resume and not history:
+        print_once("there is no last.pt yet: a new run")
+    print_once(" ".join(f"{name}={value}" for name, value in vars(settings).items()))
+    if settings.note:
+        print_once(settings.note)
+    for name, split in splits.items():
+        for warning in label_warnings(split, name):
+            print_once(warning)
+
+
+def in_words(line):
+    shown = [name for name in ("mAP", "head", "medium", "tail", "CF1", "OF1") if name in line]
+    return " ".join(f"{name} {line[name]:.2f}" for name in shown)
+
+
+def announce_result(result, monitor):
+    which = "the last epoch"
+    if monitor == "val":
+        which = f"epoch {result['best_epoch_on_val']}, the best on val"
+    print_once(f"mAP {result['mAP']:.2f} (all-points AP) on test, {result['weights']} weights "
+               f"after {which} (best epoch, picked on {monitor}: "
+               f"{result[f'best_mAP_on_{monitor}']:.2f}, {result[f'best_epoch_on_{monitor}']}); "
+               f"{result['seconds']:.0f} s")
+    print_once(f"python eval.py --checkpoint {result['checkpoint']}")
 
 
 def main(argv=None):
-    with program(note_signals=True):
-        train(*settings_of(sys.argv[1:] if argv is None else argv))
+    with distributed.program():
+        method, settings = read_command_line(argv)
+        train(method, settings)
 
 
 if __name__ == "__main__":

@@ -34,29 +34,38 @@ class Attention(nn.Module):
 
     def __init__(self, d, heads):
         super().__init__()
-        self.heads, self.scale = heads, d ** -0.5
-        self.conv_proj_q, self.conv_proj_k, self.conv_proj_v = (
-            Projection(d, stride) for stride in (1, 2, 2))
-        self.proj_q, self.proj_k, self.proj_v, self.proj = (nn.Linear(d, d) for _ in range(4))
+        self.heads = heads
+        self.scale = d ** -0.5
+        self.conv_proj_q = Projection(d, stride=1)
+        self.conv_proj_k = Projection(d, stride=2)
+        self.conv_proj_v = Projection(d, stride=2)
+        self.proj_q = nn.Linear(d, d)
+        self.proj_k = nn.Linear(d, d)
+        self.proj_v = nn.Linear(d, d)
+        self.proj = nn.Linear(d, d)
 
     def forward(self, x, grid):
         """x (B, [1 +] HW, d): a class token, if there is one, bypasses the convolutions."""
-        token, cells = x.split([x.shape[1] - grid[0] * grid[1], grid[0] * grid[1]], 1)
-        cells = cells.transpose(1, 2).unflatten(2, grid)  # (B, d, H, W)
-
-        def heads(conv, linear):
-            x = linear(torch.cat([token, conv(cells)], 1))
-            return x.unflatten(2, (self.heads, -1)).transpose(1, 2)  # (B, heads, N, d / heads)
-        q, k, v = (heads(self.conv_proj_q, self.proj_q), heads(self.conv_proj_k, self.proj_k),
-                   heads(self.conv_proj_v, self.proj_v))
-        x = F.scaled_dot_product_attention(q, k, v, scale=self.scale)
+        tokens = x.shape[1] - grid[0] * grid[1]  # 1 or 0
+        token = x[:, :tokens]
+        cells = x[:, tokens:].transpose(1, 2).unflatten(2, grid)  # (B, d, H, W)
+        q = self.proj_q(torch.cat([token, self.conv_proj_q(cells)], 1))
+        k = self.proj_k(torch.cat([token, self.conv_proj_k(cells)], 1))
+        v = self.proj_v(torch.cat([token, self.conv_proj_v(cells)], 1))
+        x = F.scaled_dot_product_attention(self.split_heads(q), self.split_heads(k),
+                                           self.split_heads(v), scale=self.scale)
         return self.proj(x.transpose(1, 2).flatten(2))
+
+    def split_heads(self, x):
+        """(B, N, d) -> (B, heads, N, d / heads)"""
+        return x.unflatten(2, (self.heads, -1)).transpose(1, 2)
 
 
 class MLP(nn.Module):
     def __init__(self, d):
         super().__init__()
-        self.fc1, self.fc2 = nn.Linear(d, 4 * d), nn.Linear(4 * d, d)
+        self.fc1 = nn.Linear(d, 4 * d)
+        self.fc2 = nn.Linear(4 * d, d)
 
     def forward(self, x):
         x = self.fc1(x)
@@ -66,8 +75,11 @@ class MLP(nn.Module):
 class Block(nn.Module):
     def __init__(self, d, heads, drop_path):
         super().__init__()
-        self.norm1, self.norm2 = nn.LayerNorm(d), nn.LayerNorm(d)
-        self.attn, self.mlp, self.drop_path = Attention(d, heads), MLP(d), DropPath(drop_path)
+        self.norm1 = nn.LayerNorm(d)
+        self.norm2 = nn.LayerNorm(d)
+        self.attn = Attention(d, heads)
+        self.mlp = MLP(d)
+        self.drop_path = DropPath(drop_path)
 
     def forward(self, x, grid):
         x = x + self.drop_path(self.attn(self.norm1(x), grid))
@@ -77,7 +89,8 @@ class Block(nn.Module):
 class Embedding(nn.Module):
     def __init__(self, d_in, d, kernel, stride, padding):
         super().__init__()
-        self.proj, self.norm = nn.Conv2d(d_in, d, kernel, stride, padding), nn.LayerNorm(d)
+        self.proj = nn.Conv2d(d_in, d, kernel, stride, padding)
+        self.norm = nn.LayerNorm(d)
 
     def forward(self, x):
         """(B, d_in, h, w) -> tokens (B, HW, d) and their grid (H, W)."""
@@ -86,12 +99,14 @@ class Embedding(nn.Module):
 
 
 class Stage(nn.Module):
-    def __init__(self, d_in, d, heads, blocks, drop_path, first, with_token):
+    def __init__(self, patch_embed, d, heads, blocks, drop_path, with_token=False):
         super().__init__()
-        self.patch_embed = Embedding(d_in, d, *((7, 4, 2) if first else (3, 2, 1)))
+        self.patch_embed = patch_embed
         rates = calculate_drop_path_rates(drop_path, blocks)
         self.blocks = nn.ModuleList(Block(d, heads, rate) for rate in rates)
-        self.cls_token = nn.Parameter(0.02 * torch.randn(1, 1, d)) if with_token else None
+        self.cls_token = None
+        if with_token:
+            self.cls_token = nn.Parameter(0.02 * torch.randn(1, 1, d))
         self.grad_checkpointing = False
 
     def forward(self, x):
@@ -114,10 +129,15 @@ class CvT(nn.Module):
     def __init__(self, num_classes=0, global_pool="", in_chans=3, widths=(192, 768, 1024),
                  heads=(3, 12, 16), blocks=(2, 2, 20), drop_path=(0., 0., 0.3)):
         super().__init__()
-        self.stage0, self.stage1, self.stage2 = (
-            Stage((in_chans, *widths)[i], widths[i], heads[i], blocks[i], drop_path[i],
-                  first=i == 0, with_token=i == 2) for i in range(3))
-        self.norm, self.num_features, self.num_classes = nn.LayerNorm(widths[-1]), widths[-1], 0
+        embed0 = Embedding(in_chans, widths[0], kernel=7, stride=4, padding=2)
+        embed1 = Embedding(widths[0], widths[1], kernel=3, stride=2, padding=1)
+        embed2 = Embedding(widths[1], widths[2], kernel=3, stride=2, padding=1)
+        self.stage0 = Stage(embed0, widths[0], heads[0], blocks[0], drop_path[0])
+        self.stage1 = Stage(embed1, widths[1], heads[1], blocks[1], drop_path[1])
+        self.stage2 = Stage(embed2, widths[2], heads[2], blocks[2], drop_path[2], with_token=True)
+        self.norm = nn.LayerNorm(widths[2])
+        self.num_features = widths[2]
+        self.num_classes = 0
 
     def set_grad_checkpointing(self, enable=True):
         for stage in (self.stage0, self.stage1, self.stage2):

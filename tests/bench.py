@@ -3,6 +3,7 @@
 Run: python tests/bench.py [--images DIR]     DIR: a folder of JPEG images; else generated ones
 """
 import argparse
+import copy
 import os
 import random
 import sys
@@ -14,7 +15,7 @@ from pathlib import Path
 import numpy as np
 import torch
 from PIL import Image
-from torch.optim.swa_utils import AveragedModel, get_ema_multi_avg_fn
+from torch.optim.swa_utils import AveragedModel
 from torch.utils.flop_counter import FlopCounterMode
 from torchvision import transforms as v1
 
@@ -26,11 +27,13 @@ import cprfl
 import csra
 import data
 import q2l
-from lib.methods import build_model
-from lib.processes import hardware
-from lib.settings import settings_of
-from sets.images import read_image
-from sets.scenes import draw as draw_scene
+import train
+from lib.distributed import autocast_dtype
+from lib.models import build_model
+from lib.randaugment import OPERATIONS
+from lib.settings import read_command_line
+from readers.images import read_image
+from readers.scenes import draw as draw_scene
 
 
 def rates(ways, items, repeats=5):
@@ -65,7 +68,7 @@ def cut_out(image):
 def plain_randaugment(image):
     """The same operations on a Pillow image, with Python's random numbers."""
     for _ in range(2):
-        low, high, signed, operation = random.choice(list(data.RANDAUGMENT.values()))
+        operation, low, high, signed = random.choice(list(OPERATIONS.values()))
         value = low + (high - low) * random.randint(1, 9) / 9
         if random.random() < 0.5:
             image = operation(image, random.choice((1, -1)) * value if signed else value)
@@ -208,7 +211,9 @@ def step_speed(compiled):
 
 
 def steps_of_all(compiled, features):
-    (device, dtype, _), gpu = hardware("auto", 0), torch.cuda.is_available()
+    gpu = torch.cuda.is_available()
+    device = torch.device("cuda" if gpu else "cpu")
+    dtype = autocast_dtype(device, "auto")
     best = matrix_speed(device, dtype or torch.float32, 8192 if gpu else 1024)
     where = torch.cuda.get_device_name() if gpu else f"{torch.get_num_threads()} threads"
     size, small = (448, []) if gpu else (160, ["--backbone", "resnet18", "--batch-size", "8"])
@@ -219,11 +224,11 @@ def steps_of_all(compiled, features):
         flags = small + narrow.get(name, []) if not gpu else []
         if name == "cprfl":
             flags += ["--text-features", features]
-        method, s = settings_of(["--model", name, "--data", "coco2014", "--no-pretrained",
-                                 "--image-size", str(size), "--backbone", "resnet101", *flags])
-        images = torch.randint(256, (s["batch_size"], size, size, 3), dtype=torch.uint8)
+        method, s = read_command_line(["--model", name, "--data", "coco2014", "--no-pretrained",
+                                       "--image-size", str(size), "--backbone", "resnet101", *flags])
+        images = torch.randint(256, (s.batch_size, size, size, 3), dtype=torch.uint8)
         images = images.permute(0, 3, 1, 2).to(device)
-        targets = (torch.rand(s["batch_size"], 80) < 0.04).to(torch.int8).to(device)
+        targets = (torch.rand(s.batch_size, 80) < 0.04).to(torch.int8).to(device)
         ways, peaks = {}, {}
         for way in ("plain", "ours"):
             train_step, infer = steps_of(name, method, s, way, compiled, images, targets)
@@ -234,9 +239,9 @@ def steps_of_all(compiled, features):
         with FlopCounterMode(display=False) as counter:
             ways["ours"]()
         ms = timed(ways, 5, 5 if gpu else 1)
-        rate = {way: 1000 * s["batch_size"] / ms[way] for way in ways}
+        rate = {way: 1000 * s.batch_size / ms[way] for way in ways}
         share = 1000 * counter.get_total_flops() / ms["ours"] / best
-        print(f"  {name:6} batch {s['batch_size']:3}  training: reference {rate['plain']:6.1f}  ours "
+        print(f"  {name:6} batch {s.batch_size:3}  training: reference {rate['plain']:6.1f}  ours "
               f"{rate['ours']:6.1f} images/s  ratio {rate['ours'] / rate['plain']:.2f}, "
               f"{share:.0%} of the matrix products' speed; {peaks['plain']:.0f} and "
               f"{peaks['ours']:.0f} MiB  inference: reference {rate['plain inference']:6.1f}  ours "
@@ -255,18 +260,25 @@ def steps_of(name, method, s, way, compiled, images, targets):
         plain_model(name, model)
     if ours and compiled:
         model.compile()
-    groups = method.param_groups(model, s["lr"], s["weight_decay"])
-    kind = torch.optim.SGD if s["optimizer"] == "sgd" else torch.optim.AdamW
-    optimizer = kind(groups, **({"fused": True} if ours else {"foreach": False}))
+    groups = method.param_groups(model, s.lr, s.weight_decay)
+    if ours:
+        optimizer = train.make_optimizer(groups, s)
+    else:
+        kind = torch.optim.SGD if s.optimizer == "sgd" else torch.optim.AdamW
+        optimizer = kind(groups, foreach=False)
     scaler = torch.amp.GradScaler(device.type, enabled=gpu and not ours)
     plain_type = torch.float16 if gpu else None
-    dtype = hardware("auto", 0)[1] if ours else plain_type
-    average = {"multi_avg_fn": get_ema_multi_avg_fn(0.999)} if ours else {
-        "avg_fn": lambda old, new, _: 0.999 * old + 0.001 * new}
-    ema = AveragedModel(model, **average)
+    dtype = autocast_dtype(device, "auto") if ours else plain_type
+    if ours:
+        average = copy.deepcopy(model).requires_grad_(False)
+        update_average = partial(train.update_average, average, model, 0.999, 10 ** 6)
+    else:
+        average = AveragedModel(model, avg_fn=lambda old, new, _: 0.999 * old + 0.001 * new)
+        update_average = partial(average.update_parameters, model)
+    normalize = data.Normalize(s.mean, s.std, device)
 
     def forward():
-        x = data.normalize(images, device, s["mean"], s["std"])
+        x = normalize(images)
         with torch.autocast(device.type, dtype, enabled=dtype is not None):
             return model(x if ours else x.contiguous())
 
@@ -276,7 +288,7 @@ def steps_of(name, method, s, way, compiled, images, targets):
         scaler.step(optimizer)
         scaler.update()
         optimizer.zero_grad()
-        ema.update_parameters(model)
+        update_average()
         finish(None, device)
 
     def infer():

@@ -1,4 +1,5 @@
 """Imports from the folder above, and what several tests share."""
+import importlib
 import json
 import os
 import subprocess
@@ -33,6 +34,14 @@ def pytest_collection_modifyitems(config, items):
 @pytest.fixture(autouse=True)
 def same_random_numbers_in_every_run():
     torch.manual_seed(0)
+
+
+def default_settings(**changes):
+    """The settings of train.py without a recipe."""
+    from lib.settings import make_parser
+    settings = make_parser(importlib.import_module("csra")).parse_args([])
+    vars(settings).update(changes)
+    return settings
 
 
 def released_weights(shapes):

@@ -29,10 +29,10 @@ from results import KEPT, SCENES
 import data
 import train
 from asl import asymmetric_loss
-from lib.methods import build_model
-from lib.order import in_order
-from lib.processes import hardware
-from lib.settings import settings_of
+from lib.distributed import autocast_dtype
+from lib.models import build_model
+from lib.settings import read_command_line
+from readers.images import read_image
 
 METHODS, CLASSES = ("csra", "q2l", "cprfl", "asl"), [str(k) for k in range(80)]
 CUDA = torch.cuda.is_available()
@@ -65,7 +65,7 @@ def settings(name, args, *more):
         flags += ["--batch-size", str(args.batch)]
     if name == "cprfl":
         flags += ["--text-features", args.features]
-    return settings_of(flags)
+    return read_command_line(flags)
 
 
 # -------------------------------------------------------------------------------------- correctness
@@ -97,7 +97,7 @@ def correctness(args):
                              "--image-size", str(args.check_size))
         torch.manual_seed(0)
         model = build_model(method, s, CLASSES).eval()
-        images = torch.rand(4, 3, s["image_size"], s["image_size"])
+        images = torch.rand(4, 3, s.image_size, s.image_size)
         targets = (torch.rand(4, 80) < 0.1).to(torch.int8)
         expected = gradients(model.double(), method, images.double(), targets)
         model, images, targets = (x.to(args.device) for x in (model.float(), images, targets))
@@ -134,17 +134,17 @@ def attention_kernels(model, images):
 # ----------------------------------------------------------------------------------------- training
 
 
-def program(*command, stop_after=None):
-    """Runs a program of the project; with `stop_after`, sends SIGTERM at the first line that
-    starts with it. Returns the exit code and the output."""
+def program(*command, kill_after=None):
+    """Runs a program of the project; with `kill_after`, kills it at the first line that starts with
+    it. Returns the exit code and the output."""
     task = subprocess.Popen(list(map(str, command)), cwd=ROOT, text=True, stdout=subprocess.PIPE,
                             stderr=subprocess.STDOUT)
     lines = []
     for line in task.stdout:
         lines.append(line)
-        if stop_after and line.startswith(stop_after):
-            task.send_signal(signal.SIGTERM)
-            stop_after = None
+        if kill_after and line.startswith(kill_after):
+            task.kill()
+            kill_after = None
     return task.wait(), "".join(lines)
 
 
@@ -169,10 +169,10 @@ def training(args):
             print(text[-2000:])
 
     short = [sys.executable, "train.py", "--model", "csra", *args.short]
-    code, text = program(*short, "--out", f"{args.folder}/cut", stop_after="csra on scenes")
+    code, text = program(*short, "--out", f"{args.folder}/cut", kill_after="epoch 1, test")
     again, after = program(*short, "--out", f"{args.folder}/cut", "--resume")
-    report("SIGTERM and --resume", {"exit": f"{code}, {again}"},
-           (code, again) == (143, 0) and "from step 0" not in after)
+    report("SIGKILL and --resume", {"exit": f"{code}, {again}"},
+           (code, again) == (-signal.SIGKILL, 0) and "from epoch 2" in after)
     half, dtype = ("fp16", "float16") if CUDA else ("bf16", "bfloat16")
     code, text = program(*short, "--amp", half, "--out", f"{args.folder}/half")
     report(half, {"exit": code}, code == 0 and f"autocast torch.{dtype}" in text)
@@ -198,6 +198,29 @@ def out_of_memory(args):
     report("out of memory", {"says": text.splitlines()[-1][:80]}, "--accumulate 2" in text)
 
 
+class Learner:
+    """A method's training step, as in train.py."""
+
+    def __init__(self, method, s, device, amp="off"):
+        torch.manual_seed(0)
+        self.model = build_model(method, s, CLASSES).to(device, memory_format=torch.channels_last)
+        self.loss, self.device = method.loss, device
+        self.optimizer = train.make_optimizer(
+            method.param_groups(self.model, s.lr, s.weight_decay), s)
+        self.normalize = data.Normalize(s.mean, s.std, device)
+        self.dtype = autocast_dtype(device, amp)
+
+    def step(self, images, targets):
+        targets = targets.to(self.device, non_blocking=True)
+        with torch.autocast(self.device.type, self.dtype, enabled=self.dtype is not None):
+            logits = self.model(self.normalize(images))
+        loss = self.loss(logits, targets)
+        loss.backward()
+        self.optimizer.step()
+        self.optimizer.zero_grad()
+        return loss.detach()
+
+
 def memorize(args):
     """CSRA learns random labels of a few images: its loss on the device, and the first steps on the
     CPU from the same weights."""
@@ -206,14 +229,10 @@ def memorize(args):
     losses = []
     for device, count in ((args.device, args.steps), (torch.device("cpu"), 3)):
         method, s = settings("csra", args, "--batch-size", "8", "--amp", "off", "--warmup-epochs", "0")
-        torch.manual_seed(0)
-        learner = train.Learner(method, s, CLASSES, 1000, device, None)
-        learner.loss, steps = method.loss, []
+        learner, steps = Learner(method, s, device), []
         for step in range(count):
             own = torch.arange(8 * step, 8 * step + 8) % len(images)
-            batch = data.Batch(images[own], targets[own].to(torch.int8), own, [])
-            steps.append(learner.backward(batch))
-            learner.update(step + 1)
+            steps.append(learner.step(images[own], targets[own].to(torch.int8)))
         losses.append(torch.stack(steps).tolist())
     here, cpu = losses
     early = max(abs(a / b - 1) for a, b in zip(here, cpu))
@@ -229,15 +248,15 @@ def image_batch(args, count):
     """uint8 (count, 3, size, size)"""
     load = data.transform(args.size)
     paths = sorted(map(str, Path(args.photos).rglob("*.jpg")))
-    return torch.stack([load(data.read_image(path)) for path in (paths * count)[:count]])
+    return torch.stack([load(read_image(path)) for path in (paths * count)[:count]])
 
 
 def speed_of(name, args, compiled, peak):
     """Images/s, memory and shares of one method's training and inference step."""
     method, s = settings(name, args)
-    shape = (s["batch_size"], args.size, args.size, 3)
+    shape = (s.batch_size, args.size, args.size, 3)
     images = torch.randint(256, shape, dtype=torch.uint8).permute(0, 3, 1, 2).to(args.device)
-    targets = (torch.rand(s["batch_size"], 80) < 0.04).to(torch.int8).to(args.device)
+    targets = (torch.rand(s.batch_size, 80) < 0.04).to(torch.int8).to(args.device)
     ways, memory = {}, {}
     for way in ("ours",) if compiled else ("plain", "ours"):
         step, infer = bench.steps_of(name, method, s, way, compiled, images, targets)
@@ -246,8 +265,8 @@ def speed_of(name, args, compiled, peak):
         ways[way], ways[f"{way} inference"] = step, infer
         memory[way] = bench.peak_memory(step, [])
     ms = bench.timed(ways, args.repeats, args.repeats)
-    rate = {way: 1000 * s["batch_size"] / value for way, value in ms.items()}
-    figures = {"batch": s["batch_size"], "images/s": rate["ours"], "MiB": memory["ours"],
+    rate = {way: 1000 * s.batch_size / value for way, value in ms.items()}
+    figures = {"batch": s.batch_size, "images/s": rate["ours"], "MiB": memory["ours"],
                "inference": rate["ours inference"]}
     if not compiled:
         with FlopCounterMode(display=False) as counter:
@@ -260,7 +279,7 @@ def speed_of(name, args, compiled, peak):
 
 
 def speed(args, compiled=False):
-    dtype = hardware("auto", 0)[1] or torch.float32
+    dtype = autocast_dtype(args.device, "auto") or torch.float32
     peak = bench.matrix_speed(args.device, dtype, args.matrix)
     print(f"\nSpeed, {'compiled' if compiled else 'eager'}, {args.backbone}, {args.size} px, 80 labels;"
           f" matrix products in {dtype} reach {peak / 1e12:.3g} TFLOP/s")
@@ -289,7 +308,7 @@ def asl_kernel(args):
     big = torch.empty(2 ** 26 if CUDA else 2 ** 22, device=args.device)
     copy = bench.timed({"": lambda: bench.finish(big.clone(), args.device)}, 9, 5)[""]
     limit = (2 * 5 + 4) * z.numel() * copy / (8 * big.numel())  # read z, y twice; write the gradient
-    report("ASL (128, 9605)", {"eager ms": ms["eager"], "compiled ms": ms["compiled"],
+    report("ASL (128, 9605)", {"eager ms": ms['eager'], "compiled ms": ms['compiled'],
                                "memory's limit ms": limit})
 
 
@@ -306,24 +325,21 @@ def feeding(args):
     images = data.Dataset(CLASSES, paths, targets)
     for name in METHODS[:1] if args.quick else ("csra", "asl"):
         method, s = settings(name, args)
-        order = in_order(len(images), s["batch_size"])
-        loader = data.loader(images, args.size, order, s["augment"], workers=workers)
-        next(iter(loader))
+        s.workers, s.image_size = workers, args.size
+        loader = data.make_loader(images, s, training=True)
         begin = time.time()
-        count = sum(len(batch.index) for batch in loader)
+        count = sum(len(batch) for batch, _ in loader)
         alone = count / (time.time() - begin)
-        device, dtype, _ = hardware("auto", 0)
-        learner = train.Learner(method, s, CLASSES, 1000, device, dtype)
-        learner.loss, waited, begin, mark = method.loss, 0.0, time.time(), time.time()
-        for step, batch in enumerate(loader, 1):
+        learner, waited, begin = Learner(method, s, args.device, "auto"), 0.0, time.time()
+        mark = begin
+        for batch, labels in loader:
             waited += time.time() - mark
-            learner.backward(batch)
-            learner.update(step)
+            learner.step(batch, labels)
             if CUDA:
                 torch.cuda.synchronize()
             mark = time.time()
         seconds = mark - begin
-        report(f"{name} feeding", {"images/s alone": alone, "in training": len(images) / seconds,
+        report(f"{name} feeding", {"images/s alone": alone, "in training": count / seconds,
                                    "share waited": waited / seconds})
         del loader
 

@@ -134,9 +134,28 @@ def evaluated(args, command, *flags):
         with tempfile.TemporaryDirectory() as temporary:
             best = str(folder(args, command) / "best.pt")
             python(args, "eval.py", "--checkpoint", best, *flags, "--out", f"{temporary}/a.json")
-            table = json.loads(Path(temporary, "a.json").read_text())
-        return {name: value for name, value in table.items() if not isinstance(value, list)}
+            return without_lists(json.loads(Path(temporary, "a.json").read_text()))
     return kept(f"{command}: eval.py {' '.join(flags)}", make)
+
+
+TUNED = "tools.thresholds --split val; eval.py"
+
+
+def evaluated_tuned(args, command):
+    """The same at the threshold with the best F1 on val."""
+    def make():
+        best = folder(args, command) / "best.pt"
+        with tempfile.TemporaryDirectory() as temporary:
+            threshold, table = f"{temporary}/t.json", f"{temporary}/a.json"
+            python(args, "-m", "tools.thresholds", "--checkpoint", str(best), "--split", "val",
+                   "--out", threshold)
+            python(args, "eval.py", "--checkpoint", str(best), "--threshold", threshold, "--out", table)
+            return without_lists(json.loads(Path(table).read_text()))
+    return kept(f"{command}: {TUNED}", make)
+
+
+def without_lists(table):
+    return {name: value for name, value in table.items() if not isinstance(value, list)}
 
 
 # ---------------------------------------------------------------------------------------- what runs
@@ -174,21 +193,18 @@ def run_evaluations(args):
             run = full("coco18", command, flags, seed)
             if run not in KEPT or args.only not in f"coco18: {label}: seed {seed}":
                 continue
-            evaluated(args, run, "--tune-threshold", "val")
-            for split in ("train", "test"):
-                evaluated(args, run, "--pointing", "--data", "coco2017", "--root", "coco-mini",
-                          "--split", split)
+            evaluated_tuned(args, run)
             for lam in ("0.1", "0.3", "1") if command == BCE else ():
                 evaluated(args, run, "--residual", lam)
 
 
 def run_picture(args):
-    """README's first image: what eval.py --heatmaps draws for each method, in rows."""
+    """README's first image: what tools.predict --heatmaps draws for each method, in rows."""
     rows, names = [], ("CSRA", "Q2L", "CPRFL", "baseline, BCE")
     for label, command, choices in (row for row in ROWS["coco18"] if row[0] in names):
         run = full("coco18", command, choice("coco18", command, choices), 0)
         with tempfile.TemporaryDirectory() as temporary:
-            python(args, "eval.py", "--checkpoint", str(folder(args, run) / "best.pt"), "--predict",
+            python(args, "-m", "tools.predict", "--checkpoint", str(folder(args, run) / "best.pt"),
                    *PHOTOGRAPHS, "--heatmaps", temporary, "--threshold", "0.6", "--image-size", "288")
             rows.append((label, [Image.open(file).convert("RGB")
                                  for file in sorted(Path(temporary).iterdir())]))
@@ -247,21 +263,9 @@ def of_log(name):
     return lambda _, line: line[name]
 
 
-def of_evaluation(flags, name):
-    """`name` in the table that eval.py with these flags has given, or None."""
-    return lambda run, _: KEPT.get(f"{run}: eval.py {flags}", {}).get(name)
-
-
-def pointing(name):
-    """Hits in percent over both halves of coco-mini, or None."""
-    def value(run, _):
-        tables = [KEPT.get(f"{run}: eval.py --pointing --data coco2017 --root coco-mini --split "
-                           f"{split}") for split in ("train", "test")]
-        if not all(tables):
-            return None
-        pairs = [table[f"{name}_pairs"] for table in tables]
-        return sum(table.get(name, 0) * n for table, n in zip(tables, pairs)) / sum(pairs)
-    return value
+def of_evaluation(evaluation, name):
+    """`name` in the table of an evaluation, or None."""
+    return lambda run, _: KEPT.get(f"{run}: {evaluation}", {}).get(name)
 
 
 def table(header, rows):
@@ -279,13 +283,12 @@ def photographs(more=False):
             continue
         figures = [mean(of_runs("coco18", command, choices, value)) for value in (
             of_log("mAP"), of_log("CF1"), of_log("OF1"),
-            of_evaluation("--tune-threshold val", "OF1"),
-            pointing("pointing"), pointing("pointing_small"))]
+            of_evaluation(TUNED, "OF1"))]
         figures += [mean(of_runs("coco18-lt", *tail[label], of_log(name)))
                     if label in tail else "" for name in ("mAP", "tail")]
         rows.append([label, *figures])
     return table(["all runs" if more else "photographs", "mAP", "CF1", "OF1", "OF1, tuned",
-                  "pointing", "small", "long-tailed: mAP", "tail"], rows)
+                  "long-tailed: mAP", "tail"], rows)
 
 
 def long_tail(name="coco18-lt", what="long-tailed"):
@@ -330,7 +333,7 @@ def residual():
     plain = mean(of_runs("coco18", command, choices, of_log("mAP")))
     return table(["`--residual` on the baseline, BCE", "0", "0.1", "0.3", "1"], [
         ["mAP", plain, *(mean(of_runs("coco18", command, choices,
-                                      of_evaluation(f"--residual {lam}", "mAP")))
+                                      of_evaluation(f"eval.py --residual {lam}", "mAP")))
                          for lam in ("0.1", "0.3", "1"))]])
 
 

@@ -8,6 +8,7 @@ from conftest import PARITY, print_difference
 
 import asl
 from asl import asymmetric_loss
+from lib.released import convert
 
 
 @pytest.mark.parametrize("row", PARITY["asl"]["rows"])
@@ -159,7 +160,7 @@ def test_released_checkpoint_converts():
              if not name.startswith("backbone.head") else name: tensor
              for name, tensor in model.state_dict().items()}
     fresh = asl.build(list("abc"), backbone="tresnet_m", pretrained=False, image_size=64)
-    fresh.load_state_dict(asl.from_official({"model": released_tresnet(state)}), strict=True)
+    fresh.load_state_dict(convert("asl", {"model": released_tresnet(state)}), strict=True)
     images = torch.randn(1, 3, 64, 64)
     torch.testing.assert_close(fresh.eval()(images), model.eval()(images), rtol=1e-2, atol=1e-3)
     assert torch.equal(fresh.head.weight, model.head.weight)

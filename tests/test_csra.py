@@ -12,6 +12,7 @@ from conftest import (
 )
 
 import csra
+from lib.released import convert
 
 
 @pytest.mark.parametrize("entry", PARITY["csra"])
@@ -27,7 +28,7 @@ def test_parity_with_the_released_model(entry):
     model = csra.build(list(range(config["K"])), backbone="resnet18", pretrained=False,
                        image_size=224, heads=config["heads"], lam=config["lam"]).eval()
     state = {f"module.{name}": tensor for name, tensor in released_weights(shapes).items()}
-    model.load_state_dict(csra.from_official(state), strict=True)
+    model.load_state_dict(convert("csra", state), strict=True)
     images, targets = parity_batch(figures)
     logits = model(images)
     print_difference("csra", logits, figures["logits"])
@@ -99,7 +100,7 @@ def test_released_vit_converts():
               "head.weight": torch.zeros(1000, 64), "head.bias": torch.zeros(1000)}
     fresh = csra.build(["a", "b"], backbone="test_vit", pretrained=False, image_size=160).eval()
     state = {f"module.{name}": tensor for name, tensor in state.items()}
-    fresh.load_state_dict(csra.from_official({"state_dict": state}), strict=True)
+    fresh.load_state_dict(convert("csra", {"state_dict": state}), strict=True)
     images = torch.randn(1, 3, 160, 160)
     assert torch.equal(fresh(images), model(images))
     assert csra.RECIPES["wider"]["backbone"] == "vit_base_patch16_224.orig_in21k_ft_in1k"

@@ -6,15 +6,15 @@ import pickle
 import numpy as np
 import pytest
 import torch
-from conftest import HERE, run
+from conftest import HERE, default_settings, run
 from PIL import Image
 
 import data
 from data import InputError, load
 from eval import head_medium_tail
-from lib.order import shuffled
-from sets import BOXES, images, longtail, scenes, voc
-from sets.images import read_image
+from readers import images, longtail, scenes, voc
+from readers.images import read_image
+from tools import check
 
 
 def write_image(path, mode="RGB", size=(50, 40), **options):
@@ -60,7 +60,7 @@ def test_csv_names(tmp_path):
     ("image,x\na.jpg,1\n", "image,y\nb.jpg,1\n", "test.csv.*'x', 'y'"),
     ("image,labels\na.jpg,x\n", "image,labels\nb.jpg,y\n", "test.csv.*row 2.*'y'"),
     ("image,x\n", None, "0 images"),
-    ("image,x\na.jpg,1\nlost.jpg,0\n", None, "lost.jpg.*missing.*data.py"),
+    ("image,x\na.jpg,1\nlost.jpg,0\n", None, "lost.jpg.*missing.*tools.check"),
     ('image,x\n"a.jpg,1\n', None, "train.csv")])
 def test_csv_errors(tmp_path, train, test, message):
     write_csv(tmp_path, train, test)
@@ -72,7 +72,7 @@ def test_load_errors(tmp_path):
     for arguments, message in ((("csv", None), "--root"), (("csv", tmp_path / "x"), "not there"),
                                (("csv", tmp_path), "train.csv is missing"),
                                (("nonesuch", tmp_path), "choose.*scenes, scenes-lt, csv"),
-                               (("scenes", None, "val"), "train or test"),
+                               (("scenes", None, "val"), "train, test"),
                                (("csv", tmp_path, "val"), "val.csv is missing"),
                                (("voc2007", tmp_path), "aeroplane_trainval.txt is missing"),
                                (("coco2014", tmp_path), "images.cocodataset.org")):
@@ -105,6 +105,8 @@ def test_voc(tmp_path, year, splits):
         expected[0, voc.CLASSES.index("person")], expected[1, voc.CLASSES.index("train")] = 1, difficult
         assert np.array_equal(found.targets, expected) and found.classes == voc.CLASSES
     assert found.paths[1].endswith(f"VOC{year}/JPEGImages/000003.jpg")
+    found = load(f"voc{year}", tmp_path, "test", difficult="negative")
+    assert (found.targets >= 0).all() and found.targets.sum() == 1
 
 
 def test_voc_2012_trains_on_trainval_for_the_server(tmp_path):
@@ -236,17 +238,21 @@ def test_broken_images_are_named(tmp_path):
         (tmp_path / "b.jpg").write_bytes(broken)
         with pytest.raises(InputError, match="b.jpg.*--verify"):
             load("csv", tmp_path).image(1)
-    text = run("data.py", "--data", "csv", "--root", tmp_path, "--verify", ok=False)
+    text = run("-m", "tools.check", "--data", "csv", "--root", tmp_path, "--verify", ok=False)
     assert text.count("b.jpg: ") == 2 and "3 images missing, unreadable or in doubt" in text
     assert f"{tmp_path}/a.jpg (test) shows the same as {tmp_path}/a.jpg (train)" in text
     (tmp_path / "b.jpg").unlink()
-    assert "b.jpg is missing" in run("data.py", "--data", "csv", "--root", tmp_path, ok=False)
+    text = run("-m", "tools.check", "--data", "csv", "--root", tmp_path, ok=False)
+    assert "b.jpg is missing" in text
 
 
 def batches_of(folder, workers, epoch, augment=("crop", "flip", "cutout", "randaugment")):
-    index, epochs = load("csv", folder), epoch + 1
-    order = shuffled(len(index), 2, epochs, 3, first=epoch * (len(index) // 2))
-    return list(data.loader(index, 32, order, augment, seed=3, workers=workers))
+    dataset = load("csv", folder)
+    settings = default_settings(image_size=32, augment=augment, seed=3, batch_size=2, workers=workers)
+    loader = data.make_loader(dataset, settings, training=True)
+    loader.sampler.set_epoch(epoch)
+    dataset.set_epoch(epoch)
+    return list(loader)
 
 
 def test_samples_depend_on_seed_epoch_and_index_only(tmp_path):
@@ -257,24 +263,54 @@ def test_samples_depend_on_seed_epoch_and_index_only(tmp_path):
     assert torch.equal(before, torch.get_rng_state())
     assert all(torch.equal(a[0], b[0]) for a, b in zip(one, two)) and len(one) == 3
     assert not all(torch.equal(a[0], b[0]) for a, b in zip(one, batches_of(tmp_path, 0, 2)))
-    samples = data.Samples(load("csv", tmp_path), data.transform(32, ("crop",)), 3)
-    first = samples[[(1, 0)]].images
-    assert torch.equal(first, samples[[(1, 4), (1, 0)]].images[1:])
-    assert not torch.equal(first, samples[[(2, 0)]].images)  # by epoch,
-    assert not torch.equal(first, samples[[(1, 3)]].images)  # by index (the same image),
-    other = data.Samples(samples.data, samples.transform, 4)
-    assert not torch.equal(first, other[[(1, 0)]].images)  # by seed
-    assert one[0][0].is_contiguous(memory_format=torch.channels_last)
+    samples = load("csv", tmp_path)
+    samples.transform = data.transform(32, ("crop",))
+    first, _ = samples[0]
+    assert torch.equal(first, samples[0][0])
+    assert not torch.equal(first, samples[3][0])  # by index (the same image),
+    samples.set_epoch(1)
+    assert not torch.equal(first, samples[0][0])  # by epoch,
+    samples.set_epoch(0)
+    samples.seed = 1
+    assert not torch.equal(first, samples[0][0])  # by seed
+
+
+def test_each_epoch_has_its_own_order_and_each_image_once(tmp_path):
+    write_csv(tmp_path, "image,x\n" + "".join("a.jpg,1\n" for _ in range(40)))
+    dataset = load("csv", tmp_path)
+    dataset.targets = np.arange(40, dtype=np.int8)[:, None]  # to know them by
+    settings = default_settings(image_size=32, batch_size=16, workers=0)
+    orders = []
+    for seed, epoch in ((0, 0), (0, 1), (1, 0), (0, 0)):
+        settings.seed = seed
+        loader = data.make_loader(dataset, settings, training=True)
+        loader.sampler.set_epoch(epoch)
+        batches = [targets.flatten().tolist() for _, targets in loader]
+        assert [len(batch) for batch in batches] == [16, 16]
+        orders.append([i for batch in batches for i in batch])
+        assert len(set(orders[-1])) == 32
+    assert orders[0] == orders[3] and orders[0] != orders[1] != orders[2] != orders[0]
+    settings.drop_last = False
+    assert len(data.make_loader(dataset, settings, training=True)) == 3
+    settings.drop_last, settings.batch_size = True, 64  # fewer images than a batch: one batch
+    assert [len(x) for x, _ in data.make_loader(dataset, settings, training=True)] == [40]
+    tested = [targets for _, targets in data.make_loader(dataset, settings, training=False)]
+    assert torch.cat(tested).flatten().tolist() == list(range(40))
 
 
 def test_normalize_and_transforms():
     batch = torch.randint(0, 256, (2, 3, 8, 8), dtype=torch.uint8)
     mean, std = (0.1, 0.2, 0.3), (0.5, 0.6, 0.7)
     plain = (batch / 255 - torch.tensor(mean).view(3, 1, 1)) / torch.tensor(std).view(3, 1, 1)
-    torch.testing.assert_close(data.normalize(batch, "cpu", mean, std), plain)
+    found = data.Normalize(mean, std, torch.device("cpu"))(batch)
+    torch.testing.assert_close(found, plain)
+    assert found.is_contiguous(memory_format=torch.channels_last)
     grey = torch.full((3, 40, 60), 7, dtype=torch.uint8)
     cut = (data.cutout(grey) != 7).any(0)
-    assert 0 < cut.sum() <= 20 * 30
+    assert 0 < cut.sum() <= 21 * 31
+    sides = [(data.cutout(torch.full((3, 448, 448), 300, dtype=torch.int16)) != 300).any(0)
+             for _ in range(20)]
+    assert max(side.any(0).sum() for side in sides) == 225  # both ends are covered
     with pytest.raises(InputError, match="crop, flip, cutout, randaugment"):
         data.transform(32, ("mixup",))
 
@@ -289,7 +325,7 @@ def test_the_index_holds_no_python_objects(tmp_path):
 
 def test_table(tmp_path, capsys):
     write_csv(tmp_path, "image,cat,dog\na.jpg,1,0\nb.jpg,1,-1\n")
-    assert data.main(["--data", "csv", "--root", str(tmp_path)]) == 0
+    assert check.main(["--data", "csv", "--root", str(tmp_path)]) == 0
     lines = capsys.readouterr().out.splitlines()
     assert lines[0].startswith("csv train: 2 images, 2 classes, 1.00 labels per image")
     assert [line.split() for line in lines[2:4]] == [["cat", *"200"], ["dog", *"011"]]
@@ -436,7 +472,10 @@ def test_wider(tmp_path):
     assert test.targets.tolist() == [[1, 0, -1] + [0] * 11, [-1] * 13 + [1]]
     whole = read_image(f"{tmp_path}/Image/train/0--Parade/a.jpg")
     assert torch.equal(train.image(0), whole[:, 5:35, 10:30])
-    assert torch.equal(train.image(1), whole[:, 20:, :7])
+    # from -3.2 to 6.8 and 20.1 to 110.1: both ends rounded, black outside
+    padded = torch.zeros(3, 90, 10, dtype=torch.uint8)
+    padded[:, :20, 3:] = whole[:, 20:, :7]
+    assert torch.equal(train.image(1), padded)
     train.paths[1] = train.paths[1].replace("-3,20", "90,20")
     with pytest.raises(InputError, match="a.jpg: its box 90,20"):
         train.image(1)
@@ -448,24 +487,3 @@ def test_wider(tmp_path):
         json.dumps(content))
     with pytest.raises(InputError, match="wider_attribute_test.json"):
         load("wider", tmp_path, "test")
-
-
-def test_boxes(tmp_path):
-    paths = load("scenes", split="test").paths[:3]
-    drawn = scenes.draw("scene:1/2")[1]
-    found = BOXES["scenes"](None, "test", paths=paths)
-    assert [(k, *np.multiply(box, 128).round(9).tolist()) for k, *box, _ in found[2]] == [
-        (k, *np.round(box, 9).tolist()) for k, *box in drawn]
-    content = {"images": [{"id": 7, "file_name": "b.jpg", "width": 200, "height": 100}],
-               "categories": [{"id": 5, "name": "y"}, {"id": 2, "name": "x"}],
-               "annotations": [{"image_id": 7, "category_id": 5, "bbox": [20, 10, 40, 50],
-                                "area": 1023.5}]}
-    (tmp_path / "annotations").mkdir()
-    (tmp_path / "annotations/instances_val2017.json").write_text(json.dumps(content))
-    paths = load("coco2017", tmp_path, "test", check=False).paths
-    (box,), = BOXES["coco2017"](tmp_path, "test", paths=paths)
-    assert (box[0], box[-1]) == (1, True) and box[1:-1] == pytest.approx((0.1, 0.1, 0.3, 0.6))
-    content["annotations"][0].pop("area")
-    (tmp_path / "annotations/instances_val2017.json").write_text(json.dumps(content))
-    with pytest.raises(InputError, match="no 'area'.*--pointing"):
-        BOXES["coco2017"](tmp_path, "test", paths=paths)

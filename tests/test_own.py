@@ -1,7 +1,6 @@
 """What one does with one's own images: weights from files, other classes, export, predictions."""
 import json
 import shutil
-import warnings
 
 import numpy as np
 import pytest
@@ -21,15 +20,16 @@ import eval as evaluation
 import q2l
 import train
 from data import InputError
-from lib.predict import open_checkpoint
-from lib.settings import settings_of
-from lib.weights import frozen_norms, load_backbone, load_checkpoint, starting_model
-from sets import NAMES, voc
-from sets.images import read_image
+from lib.models import load_backbone, load_matching, starting_model
+from lib.settings import read_command_line
+from readers import CLASSES, voc
+from readers.images import read_image
+from tools import convert, predict, thresholds
+from tools.predict import open_checkpoint
 
 
 def settings(*flags):
-    return settings_of(["--model", "csra", "--data", "csv", "--image-size", "64", *flags])
+    return read_command_line(["--model", "csra", "--data", "csv", "--image-size", "64", *flags])
 
 
 @pytest.mark.parametrize("name", ["r18.pth", "r18.safetensors", "tresnet.pth"])
@@ -50,7 +50,7 @@ def test_weights_of_a_backbone_from_a_file(name, tmp_path, capsys):
     model = starting_model(method, s, ["a", "b"])
     assert torch.equal(model.backbone.state_dict()[first], expected)
     said = capsys.readouterr().out
-    assert f"{name}: the backbone's" in said and "left over: 2 (" in said and "fc" in said
+    assert f"{name}: all tensors of the backbone" in said and "left over: 2 (" in said and "fc" in said
 
 
 def test_wrong_weights_are_one_error(tmp_path):
@@ -60,7 +60,7 @@ def test_wrong_weights_are_one_error(tmp_path):
     model = csra.build(["a"], backbone="resnet34", pretrained=False, image_size=64)
     for name in ("r18.pth", "odd.pth", "junk.safetensors", "lost.pth"):
         with pytest.raises(InputError, match=f"{name}.*backbone's weights"):
-            load_backbone(model, str(tmp_path / name))
+            load_backbone(model.backbone, str(tmp_path / name))
 
 
 def test_init_from_other_classes(tmp_path, capsys):
@@ -68,36 +68,58 @@ def test_init_from_other_classes(tmp_path, capsys):
     train.main([*own(tmp_path / "old"), "--epochs", "1", "--out", str(tmp_path / "run")])
     file = str(tmp_path / "run/last.pt")
     stored = torch.load(file)["model"]
+    _, s = settings("--backbone", "test_resnet", "--init", file)
     for classes, kept in ((["a", "b"], True), (["b", "a"], False), (["a", "b", "c"], False)):
         torch.manual_seed(1)
         model = csra.build(classes, backbone="test_resnet", pretrained=False, image_size=64)
-        load_checkpoint(model, csra, file, False, classes)
+        load_matching(model, s, classes)
         assert torch.equal(model.backbone.conv1[0].weight, stored["backbone.conv1.0.weight"])
         same = model.head.weight.shape == stored["head.weight"].shape and torch.equal(
             model.head.weight, stored["head.weight"])
         assert same == kept
         assert ("initialized: 1 (head.weight)" in capsys.readouterr().out) != kept
+    s.model = "asl"
     with pytest.raises(InputError, match="is of csra, not asl"):
-        load_checkpoint(model, asl, file, False, ["a"])
+        load_matching(model, s, ["a"])
+    s.model = "csra"
     model = csra.build(["a"], backbone="resnet18", pretrained=False, image_size=64)
     with pytest.raises(InputError, match="backbone does not fit"):
-        load_checkpoint(model, csra, file, False, ["a"])
+        load_matching(model, s, ["a"])
     train.main([*own(tmp_path / "new"), "--epochs", "1", "--init", file, "--out", str(tmp_path / "b")])
     assert "tensors are loaded" in capsys.readouterr().out
 
 
+def test_init_takes_the_weights_that_the_run_reports(tmp_path):
+    for report in ("ema", "raw"):
+        out = tmp_path / report
+        train.main([*own(tmp_path), "--epochs", "1", "--ema", "0.9", "--report", report, "--out",
+                    str(out)])
+        stored = torch.load(out / "last.pt")
+        method, s = settings("--backbone", "test_resnet", "--init", str(out / "last.pt"))
+        model = starting_model(method, s, ["a", "b"])
+        expected = stored["ema"] if report == "ema" else stored["model"]
+        assert torch.equal(model.head.weight, expected["head.weight"])
+        assert not torch.equal(stored["ema"]["head.weight"], stored["model"]["head.weight"])
+
+
+def released_csra(path, K=20, state=None):
+    """A released file of CSRA, made by hand: a ResNet-18 and a head."""
+    state = state or torchvision.models.resnet18().state_dict()
+    state = {f"module.{name}": tensor for name, tensor in state.items() if not name.startswith("fc.")}
+    state["module.classifier.multi_head.0.head.weight"] = torch.randn(K, 512, 1, 1)
+    torch.save({"state_dict": state}, path)
+    return state
+
+
 def test_init_from_a_released_checkpoint(tmp_path):
-    resnet = {f"module.{name}": tensor for name, tensor in
-              torchvision.models.resnet18().state_dict().items() if not name.startswith("fc.")}
-    head = {"module.classifier.multi_head.0.head.weight": torch.randn(20, 512, 1, 1)}
-    torch.save({"state_dict": resnet | head}, tmp_path / "released.pth")
-    method, s = settings("--backbone", "resnet18", "--init", str(tmp_path / "released.pth"),
-                         "--official")
-    model = starting_model(method, s, ["a", "b"])
-    assert torch.equal(model.backbone.conv1.weight, resnet["module.conv1.weight"])
-    for data, kept in (("voc2007", True), ("csv", False)):  # twenty classes: VOC's, or others
-        model = starting_model(method, s | {"data": data}, [str(k) for k in range(20)])
-        weight = head["module.classifier.multi_head.0.head.weight"][None, :, :, 0, 0]
+    state = released_csra(tmp_path / "released.pth")
+    convert.main(["--model", "csra", "--data", "voc2007", "--backbone", "resnet18", "--image-size", "64",
+                  str(tmp_path / "released.pth"), str(tmp_path / "out")])
+    method, s = settings("--backbone", "resnet18", "--init", str(tmp_path / "out/last.pt"))
+    weight = state["module.classifier.multi_head.0.head.weight"][None, :, :, 0, 0]
+    for classes, kept in ((voc.CLASSES, True), ([str(k) for k in range(20)], False)):
+        model = starting_model(method, s, classes)
+        assert torch.equal(model.backbone.conv1.weight, state["module.conv1.weight"])
         assert torch.equal(model.head.weight, weight) == kept
 
 
@@ -107,20 +129,17 @@ def test_init_keeps_the_text_features_of_this_run(tmp_path, capsys):
     np.save(tmp_path / "new.npy", 2 * np.ones((2, 16), np.float32))
     train.main([*flags, "--text-features", str(tmp_path / "old.npy"), "--epochs", "1", "--out",
                 str(tmp_path / "run")])
-    method, s = settings_of([*flags, "--text-features", str(tmp_path / "new.npy"), "--init",
+    method, s = read_command_line([*flags, "--text-features", str(tmp_path / "new.npy"), "--init",
                              str(tmp_path / "run/last.pt")])
     model = starting_model(method, s, ["a", "b"])
     assert (model.text_features == 2).all() and "initialized: none" in capsys.readouterr().out
 
 
-def test_q2l_does_not_warn_of_random_weights_that_a_file_has_replaced(tmp_path, recwarn):
-    warnings.simplefilter("always")
-    torch.save(timm.create_model("test_resnet").state_dict(), tmp_path / "w.pth")
-    for more, count in (([], 1), (["--weights", str(tmp_path / "w.pth")], 0)):
-        method, s = settings_of(["--model", "q2l", *own(tmp_path)[2:], "--d-model", "32", *more])
-        method.param_groups(starting_model(method, s, ["a", "b"]), 1e-4, 0)
-        assert len([w for w in recwarn if "stay random" in str(w.message)]) == count
-        recwarn.clear()
+def test_q2l_warns_of_frozen_random_weights_unless_a_file_replaces_them(tmp_path, capsys):
+    flags = ["--model", "q2l", *own(tmp_path)[2:], "--d-model", "32"]
+    for more, warns in (([], True), (["--weights", "w.pth"], False), (["--no-freeze"], False)):
+        read_command_line([*flags, *more])
+        assert ("--no-freeze trains them" in capsys.readouterr().err) == warns
 
 
 def test_frozen_batchnorms_stay_as_the_file_has_them(tmp_path):
@@ -131,67 +150,94 @@ def test_frozen_batchnorms_stay_as_the_file_has_them(tmp_path):
              else x for name, x in state.items()}
     torch.save(state, tmp_path / "w.pth")
     flags = [*flags, "--weights", str(tmp_path / "w.pth"), "--freeze-bn", "--schedule", "step",
-             "--lr", "1e-3", "--ema", "0.9", "--epochs"]
-    train.main([*flags, "2", "--out", str(tmp_path / "whole")])
-    train.main([*flags, "1", "--out", str(tmp_path / "short")])
-    train.main([*flags, "2", "--resume", "--out", str(tmp_path / "short")])
-    whole, short = (torch.load(tmp_path / name / "last.pt") for name in ("whole", "short"))
+             "--lr", "1e-3", "--ema", "0.9", "--epochs", "2"]
+    train.main([*flags, "--out", str(tmp_path / "whole")])
+    whole = torch.load(tmp_path / "whole/last.pt")
     for kind in ("model", "ema"):
         for name, x in state.items():
             now = whole[kind][f"backbone.{name}"]
             assert torch.equal(now, x) == (name.rpartition(".")[0] in norms), name
-            assert torch.equal(now, short[kind][f"backbone.{name}"]), name
 
 
 def test_frozen_batchnorms_need_batchnorm():
-    model = csra.build(["a"], backbone="test_convnext", pretrained=False, image_size=64)
+    method, s = settings("--backbone", "test_convnext", "--freeze-bn")
     with pytest.raises(InputError, match="test_convnext has no BatchNorm"):
-        frozen_norms(model, settings("--backbone", "test_convnext", "--freeze-bn")[1])
+        starting_model(method, s, ["a"], load_weights=False)
 
 
 def test_inputs_of_own_images_follow_the_backbone():
     _, s = settings("--backbone", "tf_efficientnet_lite0.in1k")
-    assert s["mean"] == s["std"] == (0.5, 0.5, 0.5)
+    assert s.mean == s.std == (0.5, 0.5, 0.5)
     _, s = settings("--backbone", "resnet18.tv_in1k")
-    assert s["mean"] == (0.485, 0.456, 0.406)
+    assert s.mean == (0.485, 0.456, 0.406)
     _, s = settings("--backbone", "resnet18.tv_in1k", "--mean", "0,0,0", "--std", "1,1,1")
-    assert s["mean"] == (0, 0, 0)
+    assert s.mean == (0, 0, 0)
     _, s = settings("--backbone", "resnet18.tv_in1k", "--mean", "0,0,0")
-    assert s["mean"] == (0, 0, 0) and s["std"] == (0.229, 0.224, 0.225)
-    assert settings_of(["--model", "csra", "--data", "voc2007"])[1]["mean"] == (0, 0, 0)
+    assert s.mean == (0, 0, 0) and s.std == (0.229, 0.224, 0.225)
+    assert read_command_line(["--model", "csra", "--data", "voc2007"])[1].mean == (0, 0, 0)
 
 
 def test_a_released_checkpoint_predicts_without_the_data_set(tmp_path, capsys):
-    model = csra.build(voc.CLASSES, backbone="resnet18", pretrained=False, image_size=64)
-    state = {name.removeprefix("backbone."): tensor for name, tensor in model.state_dict().items()}
-    weight = state.pop("head.weight")
-    state["classifier.multi_head.0.head.weight"] = weight[0][:, :, None, None]
-    torch.save(state, tmp_path / "released.pth")
+    released_csra(tmp_path / "released.pth")
     Image.new("RGB", (90, 60), "red").save(tmp_path / "photo.jpg")
-    flags = ("--model", "csra", "--data", "voc2007", "--backbone", "resnet18", "--image-size", "64")
-    evaluation.main([*flags, "--official", str(tmp_path / "released.pth"), "--workers", "0",
-                     "--predict", str(tmp_path / "photo.jpg"), "--threshold", "0", "--json"])
+    flags = ["--backbone", "resnet18", "--image-size", "64", str(tmp_path / "released.pth")]
+    convert.main(["--model", "csra", "--data", "voc2007", *flags, str(tmp_path / "out")])
+    capsys.readouterr()
+    file = str(tmp_path / "out/last.pt")
+    predict.main(["--checkpoint", file, str(tmp_path / "photo.jpg"), "--threshold", "0", "--json"])
     labels = json.loads(capsys.readouterr().out)["labels"]
     assert labels.keys() == set(voc.CLASSES)
-    net, classes, transform = open_checkpoint(tmp_path / "released.pth", *flags)
+    net, classes, transform = open_checkpoint(file)
     scores = net(transform(Image.open(tmp_path / "photo.jpg"))[None]).sigmoid()[0]
-    assert labels == pytest.approx(dict(zip(classes, scores.tolist())), abs=2e-2)  # bf16 there
-    assert NAMES["coco2014"][79] == "toothbrush" and len(NAMES["wider"]) == 14
-    for flags in (["--model", "csra"], ["--model", "csra", "--data", "csv"]):
-        with pytest.raises(InputError, match="released.pth does not name its classes"):
-            open_checkpoint(tmp_path / "released.pth", *flags)
+    assert labels == pytest.approx(dict(zip(classes, scores.tolist())), abs=1e-4)
+    assert CLASSES["coco2014"][79] == "toothbrush" and len(CLASSES["wider"]) == 14
+    for model_and_data, message in (
+            (["--model", "csra"], "--model and --data must say"),
+            (["--model", "csra", "--data", "csv"], "does not name its classes"),
+            (["--model", "csra", "--data", "coco2014"], "is for 20 classes, --data has 80"),
+            (["--model", "q2l", "--data", "voc2007"], "released.pth: .*authors of q2l"),
+            (["--model", "asl", "--data", "voc2007"], "released.pth: .*authors of asl")):
+        with pytest.raises(InputError, match=message):
+            convert.main([*model_and_data, *flags, str(tmp_path / "other")])
+    with pytest.raises(InputError, match="last.pt exists"):
+        convert.main(["--model", "csra", "--data", "voc2007", *flags, str(tmp_path / "out")])
 
 
 def test_a_released_checkpoint_for_classes_that_are_in_a_folder(tmp_path):
-    state = torchvision.models.resnet18().state_dict() | {
-        "classifier.multi_head.0.head.weight": torch.randn(2, 512, 1, 1)}
-    torch.save({name: x for name, x in state.items() if "fc." not in name}, tmp_path / "csra.pth")
+    released_csra(tmp_path / "csra.pth", K=2)
     (tmp_path / "longtail").mkdir()
     (tmp_path / "longtail/voc_labels.txt").write_text("cat 0\ndog 1\n")
     (tmp_path / "longtail/voc_lt_test.txt").write_text("a.jpg 1\n")
-    _, classes, _ = open_checkpoint(tmp_path / "csra.pth", "--model", "csra", "--data", "voc-lt",
-                                    "--root", str(tmp_path), "--backbone", "resnet18")
+    convert.main(["--model", "csra", "--data", "voc-lt", "--root", str(tmp_path), "--backbone",
+                  "resnet18", str(tmp_path / "csra.pth"), str(tmp_path / "out")])
+    _, classes, _ = open_checkpoint(tmp_path / "out/last.pt")
     assert classes == ["cat", "dog"]
+
+
+def test_convert_reads_a_cprfl_checkpoints_shapes(tmp_path):
+    options = {"backbone": "resnet26", "pretrained": False, "image_size": 64, "heads": 8, "tau": 0.25,
+               "d_model": 32, "head_dim": 12, "ffn": 48, "text_features": torch.randn(20, 16)}
+    model = cprfl.build(voc.CLASSES, **options).eval()
+    names = dict(zip(cprfl_names().values(), cprfl_names()))
+    state = {}
+    for name, tensor in model.state_dict().items():
+        for here, released in names.items():
+            if name.startswith(f"{here}."):
+                state[released + name.removeprefix(here)] = tensor
+    torch.save({"state_dict": state}, tmp_path / "cprfl.pth")
+    np.save(tmp_path / "text.npy", model.text_features.numpy())
+    convert.main(["--model", "cprfl", "--data", "voc2007", "--backbone", "resnet26", "--image-size", "64",
+                  "--text-features", str(tmp_path / "text.npy"), str(tmp_path / "cprfl.pth"),
+                  str(tmp_path / "out")])
+    (tmp_path / "text.npy").unlink()  # the checkpoint has them
+    net, _, _ = open_checkpoint(tmp_path / "out/last.pt")
+    images = torch.randn(1, 3, 64, 64)
+    torch.testing.assert_close(net(images), model(images))
+
+
+def cprfl_names():
+    from lib.released import CPRFL_NAMES
+    return CPRFL_NAMES
 
 
 def test_three_lines_of_python_are_what_eval_predicts(tmp_path, capsys):
@@ -200,8 +246,8 @@ def test_three_lines_of_python_are_what_eval_predicts(tmp_path, capsys):
     model, classes, transform = open_checkpoint(tmp_path / "run/last.pt")
     image = Image.open(tmp_path / "test0.png")
     scores = model(transform(image)[None]).sigmoid()[0]
-    evaluation.main(["--checkpoint", str(tmp_path / "run/last.pt"), "--workers", "0", "--threshold",
-                     "0", "--json", "--predict", str(tmp_path / "test0.png")])
+    predict.main(["--checkpoint", str(tmp_path / "run/last.pt"), "--threshold", "0", "--json",
+                  str(tmp_path / "test0.png")])
     labels = json.loads(capsys.readouterr().out)["labels"]
     assert labels == pytest.approx(dict(zip(classes, scores.tolist())), abs=1e-4)
 
@@ -234,20 +280,6 @@ def test_export_with_a_dynamic_batch_size(method, more):
         torch.testing.assert_close(program.module()(images), model(images))
 
 
-def test_more_epochs_where_the_schedule_allows_it(tmp_path):
-    flags = own(tmp_path)
-    flags = [*flags, "--schedule", "step", "--decay-epochs", "2", "--epochs"]
-    train.main([*flags, "3", "--out", str(tmp_path / "whole")])
-    train.main([*flags, "1", "--out", str(tmp_path / "short")])
-    train.main([*flags, "3", "--resume", "--out", str(tmp_path / "short")])
-    whole, short = (torch.load(tmp_path / name / "last.pt") for name in ("whole", "short"))
-    assert all(torch.equal(whole["model"][key], short["model"][key]) for key in whole["model"])
-    assert len(log(tmp_path / "short")) == 5
-    train.main([*flags[:-5], "--schedule", "onecycle", "--epochs", "1", "--out", str(tmp_path / "one")])
-    with pytest.raises(SystemExit, match="onecycle schedule ends after 1 epochs.*--schedule step"):
-        train.main(["--model", "csra", "--resume", "--epochs", "3", "--out", str(tmp_path / "one")])
-
-
 @pytest.mark.slow
 def test_weights_from_the_command_line(tmp_path):
     flags = own(tmp_path)
@@ -255,26 +287,26 @@ def test_weights_from_the_command_line(tmp_path):
     torch.save(state, tmp_path / "w.pth")
     text = run("train.py", *flags, "--epochs", 1, "--weights", tmp_path / "w.pth", "--out",
                tmp_path / "run")
-    assert "tensors are loaded" in text and np.isfinite(log(tmp_path / "run")[-1]["mAP"])
+    assert "are loaded" in text and np.isfinite(log(tmp_path / "run")[-1]["mAP"])
 
 
 def test_a_third_split_chooses_the_epoch_and_the_thresholds(tmp_path, capsys, monkeypatch):
     flags = own(tmp_path)
     shutil.copy(tmp_path / "test.csv", tmp_path / "val.csv")
     scores = iter((30.0, 50.0, 50.0, 40.0, 77.0))
-    plain = train.test
+    plain, seen = train.summary, []
 
-    def test(learner, data, batches, counts, final):
-        seen.append((len(data), final))
-        return plain(learner, data, batches, counts, final) | {"mAP": next(scores)}
-    seen = []
-    monkeypatch.setattr(train, "test", test)
+    def summary(found, dataset, class_counts):
+        seen.append(dataset)
+        return plain(found, dataset, class_counts) | {"mAP": next(scores)}
+    monkeypatch.setattr(train, "summary", summary)
     train.main([*flags, "--epochs", "4", "--out", str(tmp_path / "run")])
     lines, best = log(tmp_path / "run"), torch.load(tmp_path / "run/best.pt")
-    assert best["step"] == 4 and torch.load(tmp_path / "run/last.pt")["step"] == 8
+    assert len(best["history"]) == 2 and len(torch.load(tmp_path / "run/last.pt")["history"]) == 4
     assert [line["mAP"] for line in lines[1:]] == [30, 50, 50, 40, 77]
     assert lines[-1]["best_epoch_on_val"] == 2 and lines[-1]["checkpoint"].endswith("best.pt")
-    assert "epoch 2, the best on val" in capsys.readouterr().out and len(seen) == 5
+    assert "epoch 2, the best on val" in capsys.readouterr().out
+    assert [dataset is seen[0] for dataset in seen] == [True] * 4 + [False]  # test: once
     shutil.copytree(tmp_path / "run", tmp_path / "copy")
     resume = ["--model", "csra", "--resume", "--out", str(tmp_path / "copy")]
     (tmp_path / "copy/best.pt").unlink()
@@ -284,10 +316,11 @@ def test_a_third_split_chooses_the_epoch_and_the_thresholds(tmp_path, capsys, mo
     with pytest.raises(SystemExit, match="the val split has changed"):
         train.main(resume)
     (tmp_path / "gone.csv").rename(tmp_path / "val.csv")
-    evaluation.main(["--checkpoint", str(tmp_path / "run/best.pt"), "--workers", "0",
-                     "--tune-threshold", "val", "--per-class"])
-    assert "tuned on val" in capsys.readouterr().out
-    evaluation.main(["--checkpoint", str(tmp_path / "run/best.pt"), "--workers", "0", "--split", "val"])
+    thresholds.main(["--checkpoint", str(tmp_path / "run/best.pt"), "--workers", "0", "--split", "val",
+                     "--per-class"])
+    assert "best F1 on val" in capsys.readouterr().out
+    evaluation.main(["--checkpoint", str(tmp_path / "run/best.pt"), "--workers", "0", "--split", "val",
+                     "--threshold", str(tmp_path / "run/best.thresholds.json")])
     assert "csv val: 16 images" in capsys.readouterr().out
 
 

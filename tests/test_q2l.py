@@ -19,6 +19,7 @@ from conftest import (
 
 import q2l
 from lib.cvt import CvT
+from lib.released import convert
 
 
 def small(**settings):
@@ -80,7 +81,7 @@ def test_parity_with_the_released_model(entry):
                       heads=config["heads"], encoder_layers=config.get("enc", 1),
                       decoder_layers=config.get("dec", 2)).eval()
     state = {f"module.{name}": tensor for name, tensor in released_weights(shapes).items()}
-    model.load_state_dict(q2l.from_official({"state_dict": state, "epoch": 3}), strict=True)
+    model.load_state_dict(convert("q2l", {"state_dict": state, "epoch": 3}), strict=True)
     images, targets = parity_batch(figures)
     logits = model(images)
     print_difference("q2l", logits, figures["logits"])
@@ -174,8 +175,7 @@ def test_resnets_are_frozen_as_released_and_others_are_not():
     model = small().train()
     before = {name: tensor.clone() for name, tensor in model.backbone.state_dict().items()}
     model(torch.randn(2, 3, 64, 64)).sum().backward()
-    with pytest.warns(UserWarning, match="--no-freeze"):
-        groups = q2l.param_groups(model, 0.1, 0.01)
+    groups = q2l.param_groups(model, 0.1, 0.01)
     torch.optim.SGD(groups).step()
     for name, tensor in model.backbone.state_dict().items():
         frozen = name.startswith(("conv1", "layer1")) or "bn" in name or "downsample.1" in name
@@ -243,7 +243,7 @@ def test_parity_with_the_released_model_on_tresnet():
     assert all(name.startswith(("backbone.body.conv1.", "backbone.body.layer1.")) for name in frozen)
     assert all(m.training for m in model.train().backbone.modules())  # the norms, too
     state = {f"module.{name}": tensor for name, tensor in released_weights(shapes).items()}
-    model.load_state_dict(q2l.from_official({"state_dict": state}), strict=True)
+    model.load_state_dict(convert("q2l", {"state_dict": state}), strict=True)
     logits = model.eval()(parity_batch(figures)[0])
     print_difference("q2l, TResNet-L", logits, figures["logits"])
     torch.testing.assert_close(logits, torch.tensor(figures["logits"]), rtol=1e-4, atol=1e-5)
@@ -266,7 +266,7 @@ def test_parity_with_the_released_model_on_cvt():
     shapes |= transformer_shapes({"hidden": 96, "ff": 64, "K": 5})
     if full:
         assert {name: list(shape) for name, shape in shapes.items()} == full["keys"]
-    model.load_state_dict(q2l.from_official(released_weights(shapes)), strict=True)
+    model.load_state_dict(convert("q2l", released_weights(shapes)), strict=True)
     images = parity_batch(figures)[0]
     logits, features = model.eval()(images), model.features(images)
     print_difference("q2l, CvT", logits, figures["logits"])
@@ -302,18 +302,18 @@ def test_released_swin_converts():
     state = released_format(model, earlier)
     state["state_dict"]["module.backbone.0.layers.0.blocks.0.attn.relative_position_index"] = \
         torch.zeros(1)
-    fresh.load_state_dict(q2l.from_official(state), strict=True)
+    fresh.load_state_dict(convert("q2l", state), strict=True)
     images = torch.randn(1, 3, 224, 224)
     torch.testing.assert_close(fresh(images), model(images))
     with pytest.raises(ValueError, match="neither.*CvT"):
-        q2l.from_official({"backbone.0.odd.weight": torch.zeros(1)})
+        convert("q2l", {"backbone.0.odd.weight": torch.zeros(1)})
 
 
 @pytest.mark.slow
 def test_released_file_evaluates_from_the_command_line(tmp_path):
-    size = ("--data", "scenes", "--backbone", "test_resnet", "--d-model", 128, "--ffn", 256)
+    size = ("--data", "scenes", "--backbone", "test_resnet", "--freeze")
     model = q2l.build([str(k) for k in range(20)], backbone="test_resnet", pretrained=False,
-                      image_size=128, d_model=128, ffn=256)
+                      image_size=128, d_model=64, ffn=96, self_attention=True).eval()
     file = tmp_path / "released.pkl"
     torch.save(released_format(model, lambda name: "body." + name), file)
     older = tmp_path / "older.pkl"  # as numpy 1 wrote it
@@ -321,8 +321,13 @@ def test_released_file_evaluates_from_the_command_line(tmp_path):
         for name in new.namelist():
             old.writestr(name, new.read(name).replace(b"numpy._core.", b"numpy.core."))
     assert b"numpy.core.multiarray" in older.read_bytes()
-    text = run("eval.py", "--model", "q2l", "--official", older, *size, "--limit", 64)
+    text = run("-m", "tools.convert", "--model", "q2l", *size, older, tmp_path / "out")
+    assert "20 classes" in text
+    stored = torch.load(tmp_path / "out/last.pt")
+    assert all(torch.equal(stored["model"][name], x) for name, x in model.state_dict().items()
+               if "num_batches" not in name)
+    text = run("eval.py", "--checkpoint", tmp_path / "out/last.pt", "--limit", 64)
     assert "mAP" in text and "64 images" in text
-    text = run("eval.py", "--model", "q2l", "--official", file, "--data", "scenes", "--ffn", 512,
-               ok=False)
-    assert "Traceback" not in text and "linear1" in text
+    text = run("-m", "tools.convert", "--model", "q2l", "--data", "scenes", "--backbone", "resnet18",
+               file, tmp_path / "other", ok=False)
+    assert "Traceback" not in text and "check --backbone" in text

@@ -1,23 +1,21 @@
 """The loop through the command line: short real runs, resumed runs, and what goes wrong."""
+import copy
 import importlib
-import inspect
 import json
 import math
-import warnings
-from functools import partial
 
 import numpy as np
 import pytest
 import torch
-from conftest import run
+from conftest import default_settings, run
 from PIL import Image
 
 import csra
 import eval as evaluation
 import train
 from data import InputError
-from lib.methods import chosen
-from lib.settings import SETTINGS, settings_of
+from lib.models import keyword_arguments
+from lib.settings import make_parser, read_command_line
 
 METHODS = ("csra", "q2l", "cprfl", "asl")
 QUICK = ("--limit", 64, "--batch-size", 16, "--workers", 0)
@@ -73,47 +71,47 @@ def test_resume_goes_on_bit_for_bit(tmp_path, model, ema, monkeypatch):
     assert log(tmp_path / "cut")[-1]["weights"] == ("ema" if ema else "raw")
 
 
-@pytest.mark.parametrize("decay", [0.9997])
 @pytest.mark.slow
-def test_the_average_of_a_short_run_is_near_its_raw_weights(tmp_path, decay):
+def test_the_average_of_a_short_run_is_near_its_raw_weights(tmp_path):
     """Its decay warms up; without that, the average would be almost the initial weights: 17.1 mAP."""
-    train.main(["--model", "csra", "--epochs", "8", "--workers", "0", "--ema", str(decay), "--out",
+    train.main(["--model", "csra", "--epochs", "8", "--workers", "0", "--ema", "0.9997", "--out",
                 str(tmp_path / "run")])
-    last, state = log(tmp_path / "run")[-1], torch.load(tmp_path / "run/last.pt")
-    assert last["mAP"] == last["mAP_ema"] and last["weights"] == "ema"
-    assert abs(last["mAP_ema"] - last["mAP_raw"]) < 1 and last["mAP_ema"] > 95
-    tables = {}
+    last, tables = log(tmp_path / "run")[-1], {}
     for weights in ("ema", "raw", None):
         evaluation.main(["--checkpoint", str(tmp_path / "run/last.pt"), "--workers", "0", "--out",
                          str(tmp_path / "t.json"), *(["--weights", weights] if weights else [])])
         tables[weights] = json.loads((tmp_path / "t.json").read_text())
-    assert tables[None]["mAP"] == tables["ema"]["mAP"] == pytest.approx(last["mAP_ema"])
-    assert tables["raw"]["mAP"] == pytest.approx(last["mAP_raw"]) and state["ema"]
+    assert tables[None]["mAP"] == tables["ema"]["mAP"] == pytest.approx(last["mAP"])
+    assert abs(tables["ema"]["mAP"] - tables["raw"]["mAP"]) < 1 and last["mAP"] > 95
+    assert tables["ema"]["mAP"] != tables["raw"]["mAP"] and last["weights"] == "ema"
     assert "ema weights" in tables["ema"]["what"] and "raw weights" in tables["raw"]["what"]
 
 
 def test_the_average_matches_its_formula():
-    method, s = settings_of(["--model", "csra", "--ema", "0.5"])
-    learner = train.Learner(method, s, ["a", "b"], 10, torch.device("cpu"), None)
-    weight, expected = learner.model.head.weight, learner.average.head.weight.clone().double()
-    for step in range(1, 9):
-        weight.data.normal_()
-        learner.optimizer.step = lambda: None
-        learner.update(step)
-        n = step - 1
+    model = torch.nn.Sequential(torch.nn.Linear(3, 2), torch.nn.BatchNorm1d(2))
+    average = copy.deepcopy(model).requires_grad_(False)
+    expected = {name: x.double() for name, x in model.state_dict().items()}
+    for n in range(8):
+        for x in model.state_dict().values():  # weights and statistics
+            if x.is_floating_point():
+                x.normal_()
+        train.update_average(average, model, ema=0.5, updates=n)
         decay = min(0.5, (1 + n) / (10 + n))
-        expected = decay * expected + (1 - decay) * weight.double()
-        torch.testing.assert_close(learner.average.head.weight.double(), expected, rtol=1e-5, atol=1e-6)
+        for name, x in model.state_dict().items():
+            expected[name] = decay * expected[name] + (1 - decay) * x.double()
+    for name, x in average.state_dict().items():
+        if x.is_floating_point():
+            torch.testing.assert_close(x.double(), expected[name], rtol=1e-5, atol=1e-6)
 
 
 def test_epochs_alone_end_the_schedule():
-    assert settings_of(["--model", "asl", "--data", "coco2014"])[1]["schedule_epochs"] == 80
-    given = settings_of(["--model", "asl", "--data", "coco2014", "--epochs", "5"])[1]
-    assert (given["epochs"], given["schedule_epochs"]) == (5, 0)
-    both = ["--model", "asl", "--data", "coco2014", "--epochs", "5", "--schedule-epochs", "9"]
-    assert settings_of(both)[1]["schedule_epochs"] == 9
-    voc = settings_of(["--model", "cprfl", "--data", "voc-lt"])[1]
-    assert (voc["lr"], voc["epochs"], voc["schedule_epochs"]) == (1e-5, 29, 80)
+    def settings(*flags):
+        return read_command_line(["--model", "cprfl", "--data", "voc-lt", *flags])[1]
+    assert settings().schedule_epochs == 80
+    given = settings("--epochs", "5")
+    assert (given.epochs, given.schedule_epochs) == (5, 0)
+    assert settings("--epochs", "5", "--schedule-epochs", "9").schedule_epochs == 9
+    assert (settings().lr, settings().epochs) == (1e-5, 29)
 
 
 @pytest.mark.parametrize("model, flags, keywords", [
@@ -127,24 +125,23 @@ def test_keywords_of_the_loss_are_flags(model, flags, keywords, tmp_path):
     train.main([*argv, "--out", str(tmp_path / "a")])
     first = log(tmp_path / "a")[0]
     assert first["settings"].items() >= keywords.items()
-    method, s = settings_of(argv)
-    learner = train.Learner(method, s, [str(k) for k in range(20)], 4, torch.device("cpu"), None)
+    method, s = read_command_line(argv)
+    loss = train.choose_loss(method, s, [5] * 20, 64, torch.device("cpu"))
     z, y = torch.randn(4, 20), torch.randint(0, 2, (4, 20))
-    learner.loss = partial(method.loss, **chosen(method.loss, s))
-    assert torch.equal(learner.loss(z, y), method.loss(z, y, **keywords))
-    assert not torch.equal(learner.loss(z, y), method.loss(z, y)) or "detach" in keywords
+    assert torch.equal(loss(z, y), method.loss(z, y, **keywords))
+    assert not torch.equal(loss(z, y), method.loss(z, y)) or "detach" in keywords
     with pytest.raises(SystemExit):
-        settings_of([*argv, "--loss", "bce"])
+        read_command_line([*argv, "--loss", "bce"])
 
 
 @pytest.mark.slow
-def test_each_step_draws_its_own_random_numbers(tmp_path, monkeypatch):
+def test_each_epoch_draws_its_own_random_numbers(tmp_path, monkeypatch):
     seeds, plain = [], torch.manual_seed
     monkeypatch.setattr(torch, "manual_seed", lambda seed: seeds.append(seed) or plain(seed))
     for seed in "01":
         train.main(["--model", "csra", *map(str, QUICK), "--epochs", "2", "--seed", seed, "--out",
                     str(tmp_path / seed)])
-    assert len(set(seeds)) == len(seeds) == 2 * (1 + 2 * 4)  # the model's, then two epochs' steps
+    assert len(set(seeds)) == len(seeds) == 2 * (1 + 2)  # the model's, then two epochs'
 
 
 def test_a_loss_that_is_not_finite_stops_the_run(tmp_path, capsys, monkeypatch):
@@ -154,9 +151,9 @@ def test_a_loss_that_is_not_finite_stops_the_run(tmp_path, capsys, monkeypatch):
         calls.append(1)
         return loss(logits, targets) * (math.nan if len(calls) == 7 else 1)
     monkeypatch.setattr(csra, "loss", explode)
-    with pytest.raises(SystemExit, match="loss nan in epoch 2, step 3, lr 0.003"):
+    with pytest.raises(SystemExit, match="loss nan in epoch 2, by step 4, lr 0.003"):
         train.main(["--model", "csra", *map(str, QUICK), "--epochs", "3", "--out", str(tmp_path)])
-    assert torch.load(tmp_path / "last.pt", weights_only=True)["step"] == 4
+    assert len(torch.load(tmp_path / "last.pt", weights_only=True)["history"]) == 1
 
 
 @pytest.mark.parametrize("flags, message", [
@@ -168,7 +165,7 @@ def test_a_loss_that_is_not_finite_stops_the_run(tmp_path, capsys, monkeypatch):
     (("--epochs", "many"), "--epochs"), (("--schedule-epochs", 3), "--schedule-epochs 0"),
     (("--image-size", "-1"), "image-size"), (("--mean", "0.5,0.5"), "three numbers"),
     (("--std", "a,b,c"), "--std"), (("--seed", -1), "--seed: -1"), (("--ema", 1), "--ema: 1"),
-    (("--pct-start", 2), "--pct-start"), (("--skip-bad", -1), "--skip-bad"), (("--lr", -1), "--lr"),
+    (("--pct-start", 2), "--pct-start"), (("--lr", -1), "--lr"), (("--accumulate", 99), "micro-batch"),
     (("--output-stride", 5), "csra, backbone"), (("--schedule", "flat"), "onecycle")])
 def test_wrong_flags_are_named(flags, message, tmp_path, capsys):
     with pytest.raises(SystemExit) as stop:
@@ -193,11 +190,11 @@ def test_help_names_recipe_and_hyper_parameters():
 
 @pytest.mark.parametrize("schedule", ["step", "cosine", "onecycle"])
 def test_schedules_match_their_formulas(schedule):
-    s = {name: row[0] for name, row in SETTINGS.items()} | {
-        "schedule": schedule, "optimizer": "sgd", "epochs": 6, "decay_epochs": 2,
-        "warmup_epochs": 1.0, "pct_start": 0.5}
+    s = default_settings(schedule=schedule, optimizer="sgd", epochs=6, decay_epochs=2,
+                         warmup_epochs=1.0, pct_start=0.5)
     groups = [{"params": [torch.nn.Parameter(torch.ones(1))], "lr": lr} for lr in (0.1, 1.0)]
-    optimizer, scheduler = train.optimizer_and_schedule(groups, s, steps=5)
+    optimizer = train.make_optimizer(groups, s)
+    scheduler = train.make_schedule(optimizer, s, steps_per_epoch=5)
     for step in range(30):
         if schedule == "onecycle":  # up to the peak in the first half, down to (nearly) nothing
             low, high, part = (0.04, 1, step / 14) if step <= 14 else (4e-6, 1, (29 - step) / 15)
@@ -215,7 +212,7 @@ def test_schedules_match_their_formulas(schedule):
 @pytest.mark.parametrize("name", METHODS)
 def test_recipes_set_only_known_settings(name):
     method = importlib.import_module(name)
-    known = {*SETTINGS, *inspect.signature(method.build).parameters}
+    known = vars(make_parser(method).parse_args([])).keys()
     for data, recipe in method.RECIPES.items():
         assert set(recipe) <= known, data
 
@@ -252,8 +249,8 @@ def test_files_that_are_no_checkpoint_of_this_run(tmp_path, capsys):
     (tmp_path / "cut.pt").write_bytes((good / "last.pt").read_bytes()[:5000])
     state = torch.load(good / "last.pt")
     torch.save(state | {"classes": ["cat", *state["classes"][1:]]}, tmp_path / "renamed.pt")
-    for name, message in (("evil.pt", "evil.pt"), ("other.pt", "not written by train.py"),
-                          ("cut.pt", "cut.pt"), ("lost.pt", "lost.pt"),
+    for name, message in (("evil.pt", "evil.pt"), ("other.pt", "not a checkpoint of train.py"),
+                          ("cut.pt", "cut.pt"), ("lost.pt", "lost.pt is missing"),
                           ("renamed.pt", "lacks 1 classes.*cat")):
         with pytest.raises(InputError, match=message):
             evaluation.main(["--checkpoint", str(tmp_path / name)])
@@ -262,12 +259,11 @@ def test_files_that_are_no_checkpoint_of_this_run(tmp_path, capsys):
 
 @pytest.mark.parametrize("name", ["asl", "csra", "q2l", "cprfl"])
 def test_learning_rate_of_the_new_parts(name):
-    method, s = settings_of(["--model", name, "--data", "csv", "--backbone", "test_resnet",
-                             "--no-pretrained", "--image-size", "64", "--head-lr", "3",
-                             *(["--text", "random"] if name == "cprfl" else [])])
-    model = method.build(["a", "b"], **chosen(method.build, s))
-    with warnings.catch_warnings(action="ignore"):  # Q2L's frozen part is random
-        groups = method.param_groups(model, 0.1, 0.5, **chosen(method.param_groups, s))
+    method, s = read_command_line([
+        "--model", name, "--data", "csv", "--backbone", "test_resnet", "--no-pretrained",
+        "--image-size", "64", "--head-lr", "3", *(["--text", "random"] if name == "cprfl" else [])])
+    model = method.build(["a", "b"], **keyword_arguments(method.build, s))
+    groups = method.param_groups(model, 0.1, 0.5, **keyword_arguments(method.param_groups, s))
     lr = {p: group["lr"] for group in groups for p in group["params"]}
     for part, p in model.named_parameters():
         if p.requires_grad:

@@ -6,15 +6,15 @@ import numpy as np
 import pytest
 import timm
 import torch
-from conftest import PARITY, released_weights, shared_figures
+from conftest import PARITY, default_settings, released_weights, shared_figures
 from test_cprfl import released_shapes as cprfl_shapes
 from test_q2l import transformer_shapes
 
 import cprfl
 import csra
 import q2l
-from lib.settings import SETTINGS
-from train import optimizer_and_schedule
+from lib.released import convert
+from train import make_optimizer, make_schedule
 
 
 def resnet_shapes(backbone):
@@ -52,18 +52,18 @@ def cprfl_run():
 
 @pytest.mark.slow
 @pytest.mark.parametrize("run", [csra_run, q2l_run, cprfl_run])
-@pytest.mark.filterwarnings("ignore:stem")
 def test_parity_of_training(run):
-    """Through build, from_official, param_groups, loss, and the loop's optimizer and schedule."""
+    """Through build, convert, param_groups, loss, and the loop's optimizer and schedule."""
     method, model, shapes, settings = run()
     name = method.__name__
     if full := shared_figures("trajectories"):
         assert {key: list(shape) for key, shape in shapes.items()} == full[name]["keys"]
-    model.load_state_dict(method.from_official(released_weights(shapes)))
+    model.load_state_dict(convert(name, released_weights(shapes)))
     model.double().train()
-    s = {key: row[0] for key, row in SETTINGS.items()} | settings
-    groups = method.param_groups(model, s["lr"], s["weight_decay"])
-    optimizer, scheduler = optimizer_and_schedule(groups, s, steps=1)
+    s = default_settings(**settings)
+    groups = method.param_groups(model, s.lr, s.weight_decay)
+    optimizer = make_optimizer(groups, s)
+    scheduler = make_schedule(optimizer, s, steps_per_epoch=1)
 
     rng = np.random.default_rng(7)
     images = torch.tensor(rng.standard_normal((8, 3, 128, 128)).astype(np.float32)).double()

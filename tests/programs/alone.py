@@ -18,4 +18,4 @@ model = method.build(["a", "b"], backbone="test_resnet", pretrained=False, image
 targets = torch.ones(2, 2, dtype=torch.int8)
 method.loss(model(torch.randn(2, 3, 64, 64)), targets).backward()
 torch.optim.SGD(method.param_groups(model, 0.01, 1e-4)).step()
-assert not {"data", "train", "eval", "lib", "sets"} & sys.modules.keys()
+assert not {"data", "train", "eval", "lib", "readers"} & sys.modules.keys()

@@ -1,0 +1,114 @@
+"""One process per GPU under torchrun. Everything here also works in a single process."""
+import os
+import sys
+import time
+from contextlib import contextmanager
+
+import torch
+import torch.distributed as dist
+from torch.nn.parallel import DistributedDataParallel
+
+from readers.errors import InputError
+
+
+def start():
+    """Joins the other processes under torchrun. Returns this process's device."""
+    cuda = torch.cuda.is_available()
+    if "WORLD_SIZE" in os.environ and not dist.is_initialized():
+        if cuda:
+            torch.cuda.set_device(int(os.environ["LOCAL_RANK"]))
+        dist.init_process_group("cpu:gloo,cuda:nccl" if cuda else "gloo")
+    if torch.accelerator.is_available():  # cuda, mps, ...
+        return torch.accelerator.current_accelerator()
+    return torch.device("cpu")
+
+
+def stop():
+    if dist.is_available() and dist.is_initialized():
+        time.sleep(0.1)  # torch 2.6 hangs here while its thread still frees the last operation
+        dist.destroy_process_group()
+
+
+@contextmanager
+def program():
+    """What a program's main runs in: errors that a user can mend end in one line, and the other
+    processes are left in any case."""
+    try:
+        yield
+    except InputError as error:
+        sys.exit(f"error: {error}")
+    except torch.OutOfMemoryError as error:
+        sys.exit(f"error: {str(error).splitlines()[0]:.200}\nOut of memory on the device: "
+                 "--accumulate 2 keeps the batch size; --grad-checkpointing saves more, at a cost")
+    finally:
+        stop()
+
+
+def rank():
+    if dist.is_available() and dist.is_initialized():
+        return dist.get_rank()
+    return 0
+
+
+def world_size():
+    if dist.is_available() and dist.is_initialized():
+        return dist.get_world_size()
+    return 1
+
+
+def is_main():
+    return rank() == 0
+
+
+def print_once(*text):
+    if is_main():
+        print(*text, flush=True)
+
+
+def wait_for_all():
+    if world_size() > 1:
+        dist.barrier()
+
+
+def gather(item):
+    """The items of all processes, by rank."""
+    if world_size() == 1:
+        return [item]
+    items = [None] * world_size()
+    dist.all_gather_object(items, item)
+    return items
+
+
+def broadcast_buffers(model):
+    """All processes get the BatchNorm statistics of the first one."""
+    if world_size() > 1:
+        for buffer in model.buffers():
+            dist.broadcast(buffer, 0)
+
+
+def wrap(model, image_size, device):
+    """The model in DistributedDataParallel, which waits for the gradient of every parameter. Those
+    that get none, such as a last norm that only timm's own classifier uses, are frozen."""
+    model.eval()
+    model(torch.zeros(1, 3, image_size, image_size, device=device)).sum().backward()
+    for parameter in model.parameters():
+        parameter.requires_grad_(parameter.grad is not None)
+    model.zero_grad()
+    return DistributedDataParallel(model)
+
+
+def autocast_dtype(device, amp):
+    """The dtype of autocast; None: float32. auto: bf16 where the hardware has it, fp16 on older
+    GPUs, float32 on other CPUs."""
+    if amp == "bf16":
+        return torch.bfloat16
+    if amp == "fp16":
+        return torch.float16
+    if amp == "auto" and device.type == "cuda":
+        if torch.cuda.is_bf16_supported(including_emulation=False):
+            return torch.bfloat16
+        return torch.float16
+    fast_on_cpu = torch.cpu._is_avx512_bf16_supported() or torch.cpu._is_amx_tile_supported()
+    if amp == "auto" and device.type == "cpu" and fast_on_cpu:
+        return torch.bfloat16
+    return None

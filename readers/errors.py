@@ -1,0 +1,32 @@
+"""Errors that a user can mend end in one line, which names the file and the remedy."""
+from contextlib import contextmanager
+
+
+class InputError(Exception):
+    """Bad input. The message names the file, the row and the remedy."""
+
+    def __init__(self, message):
+        # From a loading process, DataLoader sends the whole traceback, which ends in the message.
+        message = message.split("InputError: ")[-1]
+        super().__init__(message.strip())
+
+
+@contextmanager
+def name_errors(file, remedy):
+    """Whatever goes wrong inside this block becomes one InputError that names `file`."""
+    try:
+        yield
+    except InputError:
+        raise
+    except FileNotFoundError:
+        raise InputError(f"{file} is missing: {remedy}") from None
+    except KeyError as error:
+        raise InputError(f"{file}: no {error}: {remedy}") from error
+    except Exception as error:  # decoders and parsers raise many kinds of error
+        raise InputError(f"{file}: {first_line(error)}: {remedy}") from error
+
+
+def first_line(error):
+    """The beginning of an error's text."""
+    text = str(error).strip() or repr(error)
+    return text.splitlines()[0][:300]

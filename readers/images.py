@@ -1,0 +1,86 @@
+"""Reads the image that a path names: a file, a box of it (FILE::x,y,w,h), or scene:SEED/NUMBER."""
+import os
+
+import numpy as np
+import torch
+from PIL import ExifTags, Image, ImageOps
+from torch.nn.functional import pad
+
+from readers import scenes
+from readers.errors import name_errors
+
+try:  # torchvision will remove it; Pillow gives the same values in twice the time
+    from torchvision.io import decode_jpeg
+except ImportError:
+    decode_jpeg = None
+
+REMEDY = "`python -m tools.check --verify` lists such images: replace or remove them"
+
+
+def read_image(path, upright=False):
+    """uint8 (3, H, W), RGB. `upright` applies EXIF rotation, which the released code ignores.
+
+    Raises InputError.
+    """
+    if path.startswith("scene:"):
+        pixels, _ = scenes.draw(path)
+        return torch.from_numpy(pixels).permute(2, 0, 1)
+    file, _, box = path.partition("::")
+    with name_errors(file, REMEDY):
+        image = read_file(file, upright)
+        if box:
+            image = crop(image, box)
+    return image
+
+
+def read_file(file, upright):
+    """Opened by Pillow, which refuses images over its limit of 179 megapixels."""
+    with Image.open(file) as image:
+        turned = upright and image.getexif().get(ExifTags.Base.Orientation, 1) != 1
+        plain_jpeg = image.format == "JPEG" and image.mode == "RGB" and not turned
+        if plain_jpeg and decode_jpeg is not None:
+            return decode_jpeg(torch.from_numpy(np.fromfile(file, np.uint8)))
+        return to_tensor(image, turned)
+
+
+def to_tensor(image, upright):
+    """A Pillow image as uint8 (3, H, W), RGB. Raises ValueError."""
+    if upright:
+        image = ImageOps.exif_transpose(image)
+    if image.mode in ("I", "F"):
+        raise ValueError("32-bit pixels have no defined white: save it with 8 or 16 bits")
+    if image.mode.startswith("I;16"):  # Pillow would clip at 255: take the high byte
+        image = Image.fromarray((np.asarray(image) >> 8).astype(np.uint8))
+    return torch.from_numpy(np.array(image.convert("RGB"))).permute(2, 0, 1)
+
+
+def crop(image, box):
+    """The box "x,y,w,h" of an image (3, H, W), in pixels; black where it leaves the image."""
+    try:
+        x, y, w, h = [int(number) for number in box.split(",")]
+    except ValueError:
+        raise ValueError(f"its box {box!r} is not x,y,w,h in pixels") from None
+    height, width = image.shape[1:]
+    inside = image[:, max(y, 0):max(y + h, 0), max(x, 0):max(x + w, 0)]
+    if not inside.numel():
+        raise ValueError(f"its box {box} lies outside the image")
+    if w * h > 4 * width * height:
+        raise ValueError(f"its box {box} is far larger than the image")
+    left, right = max(-x, 0), max(x + w - width, 0)
+    top, bottom = max(-y, 0), max(y + h - height, 0)
+    return pad(inside, (left, right, top, bottom))
+
+
+def missing(paths):
+    """The indices of images whose file does not exist. Each folder is listed once."""
+    names_in = {}  # folder -> the names in it
+    lost = []
+    for index, path in enumerate(paths):
+        folder, name = os.path.split(path.split("::")[0])
+        if folder.startswith("scene:"):
+            continue
+        if folder not in names_in:
+            names_in[folder] = set(os.listdir(folder)) if os.path.isdir(folder) else set()
+        if name not in names_in[folder]:
+            lost.append(index)
+    return lost

@@ -1,0 +1,104 @@
+"""Synthetic images with known labels and boxes: a data set that needs no download.
+
+A scene has one to five small shapes of 20 classes ("red circle") among distractors: shapes in other
+colors, and lines in all colors. It is drawn on demand from its seed and number; its path is
+scene:SEED/NUMBER.
+"""
+import numpy as np
+from PIL import Image, ImageChops, ImageDraw
+
+from readers.longtail import long_tailed
+
+
+def outline(corners, inner=1.0, turn=0.0):
+    """The corners (n, 2) of a star in the unit circle. Every second one lies at radius `inner`."""
+    angle = (np.arange(corners) + turn) * 2 * np.pi / corners
+    radius = np.where(np.arange(corners) % 2, inner, 1.0)
+    return np.stack([radius * np.sin(angle), -radius * np.cos(angle)], 1)
+
+
+COLORS = {"red": (214, 48, 49), "green": (30, 180, 60), "blue": (40, 80, 230),
+           "yellow": (235, 196, 40)}
+SHAPES = {"circle": outline(16), "square": outline(4, turn=0.5), "triangle": outline(3),
+          "star": outline(10, 0.42), "cross": np.array(
+              [(-1, -3), (1, -3), (1, -1), (3, -1), (3, 1), (1, 1), (1, 3), (-1, 3), (-1, 1),
+               (-3, 1), (-3, -1), (-1, -1)]) / 3}
+CLASSES = [f"{color} {shape}" for color in COLORS for shape in SHAPES]
+PALETTE = [*COLORS.values(), (150, 150, 150), (240, 240, 240), (30, 30, 30), (165, 80, 200),
+           (235, 130, 60), (90, 200, 210)]  # the last six belong to no class
+SIDE, GRID = 128, 6  # image side; each shape has its own cell of a GRID x GRID raster
+NOISE = Image.fromarray(
+    np.random.default_rng(0).integers(0, 49, (2 * SIDE, 2 * SIDE, 3), dtype=np.uint8))
+
+
+def draw_labels(rng):
+    """One to five random classes."""
+    return rng.integers(len(CLASSES), size=rng.integers(1, 6))
+
+
+def read_scenes(root, split, train_count=4000):
+    """Classes, paths and targets (N, K)."""
+    seed, count = 0, train_count
+    if split == "test":
+        seed, count = 1, 1000
+    targets = np.zeros((count, len(CLASSES)), np.int8)
+    for i in range(count):
+        labels = draw_labels(np.random.default_rng((seed, i)))
+        targets[i, labels] = 1
+    return CLASSES, [f"scene:{seed}/{i}" for i in range(count)], targets
+
+
+def read_scenes_lt(root, split):
+    """A long-tailed subset of 60,000 scenes. The test split is that of scenes."""
+    classes, paths, targets = read_scenes(root, split, train_count=60000)
+    if split == "train":
+        keep = long_tailed(targets, ratio=50)
+        paths = np.array(paths)[keep]
+        targets = targets[keep]
+    return classes, paths, targets
+
+
+def draw(path):
+    """The image uint8 (SIDE, SIDE, 3) of scene:SEED/NUMBER, and its boxes [(class, x0, y0, x1, y1)]
+    in pixels."""
+    seed, number = path.removeprefix("scene:").split("/")
+    rng = np.random.default_rng([int(seed), int(number)])
+    labels = draw_labels(rng)  # drawn first: read_scenes needs only these
+    background = rng.integers(80, 176, (3, 3, 3), dtype=np.uint8)
+    image = Image.fromarray(background).resize((SIDE, SIDE), Image.BILINEAR)
+    pen = ImageDraw.Draw(image)
+
+    # ten lines
+    start = SIDE * rng.random((10, 2))
+    angle = 2 * np.pi * rng.random((10, 1))
+    length = rng.integers(8, 38, (10, 1))
+    end = start + length * np.hstack([np.sin(angle), np.cos(angle)])
+    lines = np.hstack([start, end]).tolist()
+    for i, color in enumerate(rng.integers(len(PALETTE), size=10)):
+        pen.line(lines[i], PALETTE[color], width=1 + i % 3)
+
+    # seven distractors, then the shapes of the labels, so that nothing hides these
+    count = 7 + len(labels)
+    colors = np.hstack([rng.integers(len(COLORS), len(PALETTE), 7), labels // len(SHAPES)])
+    shapes = np.hstack([rng.integers(len(SHAPES), size=7), labels % len(SHAPES)])
+    cells = rng.permutation(GRID * GRID)[:count]
+    centers = np.stack([cells % GRID, cells // GRID], axis=1) + rng.uniform(0.3, 0.7, (count, 2))
+    centers = (centers * SIDE / GRID).clip(12, SIDE - 12)  # whole shapes only
+    sizes = rng.uniform(6, 11, count)  # pixels
+    turns = rng.uniform(-0.35, 0.35, count)  # radians
+    cos = sizes * np.cos(turns)
+    sin = sizes * np.sin(turns)
+    outlines = list(SHAPES.values())
+    boxes = []
+    for i in range(count):
+        turn_and_scale = [[cos[i], sin[i]], [-sin[i], cos[i]]]
+        points = outlines[shapes[i]] @ turn_and_scale + centers[i]
+        pen.polygon(points.ravel().tolist(), PALETTE[colors[i]])
+        if i >= 7:
+            x0, y0 = points.min(axis=0)
+            x1, y1 = points.max(axis=0)
+            boxes.append((int(labels[i - 7]), x0, y0, x1, y1))
+
+    x, y = rng.integers(SIDE, size=2).tolist()
+    noise = NOISE.crop((x, y, x + SIDE, y + SIDE))  # 0..48, added around zero
+    return np.array(ImageChops.add(image, noise, scale=1, offset=-24)), boxes

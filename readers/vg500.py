@@ -1,0 +1,40 @@
+"""Visual Genome's 500 most frequent labels.
+
+ROOT/train_list_500.txt, test_list_500.txt and vg_category_500_labels_index.json (image -> label
+numbers) from https://github.com/HCPLab-SYSU/SSGRL, data/VG; ROOT/VG_100K/ and VG_100K_2/ from
+https://homes.cs.washington.edu/~ranjay/visualgenome/api.html
+"""
+import json
+
+from readers.errors import name_errors
+from readers.tables import multi_hot
+
+REMEDY = "SSGRL's data/VG has it"
+
+
+def read_vg500(root, split):
+    """Classes, paths and targets (N, 500). The published lists number the labels, without names."""
+    file = root / f"{split}_list_500.txt"
+    with name_errors(file, REMEDY):
+        names = file.read_text("utf-8").split()
+
+    classes = [str(k) for k in range(500)]
+    file = root / "vg_category_500_labels_index.json"
+    with name_errors(file, REMEDY):
+        labels_of = json.loads(file.read_bytes())
+        rows = []
+        for name in names:
+            rows.append([json.dumps(n) for n in labels_of[name]])  # text: in Python, True equals 1
+        targets = multi_hot(rows, classes)
+
+    second_folder = root / "VG_100K_2"  # the archives unpack into two folders
+    in_second = set()
+    if second_folder.is_dir():
+        in_second = {file.name for file in second_folder.iterdir()}
+    paths = []
+    for name in names:
+        folder = "VG_100K"
+        if name in in_second:
+            folder = "VG_100K_2"
+        paths.append(f"{root}/{folder}/{name}")
+    return classes, paths, targets

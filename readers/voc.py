@@ -1,0 +1,67 @@
+"""PASCAL VOC 2007 and 2012, from http://host.robots.ox.ac.uk/pascal/VOC/ or by --download.
+
+ROOT/VOCdevkit/VOC2007, VOC2012. The labels of VOC 2012's test images are on a server only. So the
+test split of voc2012 is its val split; voc2012-server trains on trainval, its test split has the
+test images with unknown labels, and tools/voc_server.py writes the files for the server.
+"""
+import numpy as np
+import torchvision
+
+from readers.errors import name_errors
+from readers.tables import read_fields, translate
+
+CLASSES = ["aeroplane", "bicycle", "bird", "boat", "bottle", "bus", "car", "cat", "chair", "cow",
+           "diningtable", "dog", "horse", "motorbike", "person", "pottedplant", "sheep", "sofa",
+           "train", "tvmonitor"]
+
+
+def read_voc(root, split, year, train, test):
+    """Classes, paths and targets (N, 20). Difficult objects (0 in the lists) are negative in
+    training and unknown (-1) at test time."""
+    folder = root / "VOCdevkit" / f"VOC{year}"
+    list_name = {"train": train, "test": test, "server": "server"}[split]
+    if list_name == "server":
+        images, targets = read_server_images(folder)
+    elif split == "train":
+        images, targets = read_lists(folder, list_name, codes={"1": 1, "-1": 0, "0": 0})
+    else:
+        images, targets = read_lists(folder, list_name, codes={"1": 1, "-1": 0, "0": -1})
+    return CLASSES, [f"{folder}/JPEGImages/{image}.jpg" for image in images], targets
+
+
+def read_lists(folder, list_name, codes):
+    """The images and targets (N, 20) in the lists of the 20 classes."""
+    images = []
+    columns = []
+    for label in CLASSES:
+        file = folder / "ImageSets" / "Main" / f"{label}_{list_name}.txt"
+        with name_errors(file, f"{folder.parents[1]} must hold VOCdevkit/{folder.name}; --download "
+                               "fetches it"):
+            rows = read_fields(file)
+            values = translate([row[1:] for row in rows], codes, width=1)
+            value_of = {row[0]: value for row, value in zip(rows, values)}
+            if label == CLASSES[0]:
+                images = list(value_of)
+            if value_of.keys() != set(images) or len(value_of) < len(rows):
+                raise ValueError(f"not the images of {CLASSES[0]}_{list_name}.txt, each once")
+            columns.append([value_of[image] for image in images])
+    targets = np.concatenate(columns, axis=1) if images else np.zeros((0, len(CLASSES)), np.int8)
+    return images, targets
+
+
+def read_server_images(folder):
+    """The test images of VOC 2012; their targets are unknown."""
+    file = folder / "ImageSets" / "Main" / "test.txt"
+    with name_errors(file, f"{folder.parents[1]} must hold VOCdevkit/{folder.name} with its test "
+                           "archive"):
+        images = file.read_text("utf-8").split()
+    return images, np.full((len(images), len(CLASSES)), -1, np.int8)
+
+
+def download(root, year):
+    """Fetches VOC of this year into ROOT, through torchvision."""
+    parts = ["trainval"]
+    if year == 2007:
+        parts.append("test")
+    for part in parts:
+        torchvision.datasets.VOCDetection(str(root), str(year), part, download=True)

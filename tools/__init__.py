@@ -1,0 +1,1 @@
+"""Programs: python -m tools.check, predict, thresholds, convert, voc_server."""

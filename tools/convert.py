@@ -1,0 +1,118 @@
+"""A released checkpoint -> an ordinary one of this project, OUT/last.pt.
+
+Run: python -m tools.convert --model q2l --data coco2014 released.pth OUT [--backbone NAME ...]
+Then: python eval.py --checkpoint OUT/last.pt --root DIR
+
+Widths, layers, heads of CSRA, projection, self-attention and the number of classes are read off the
+tensors. The backbone, the image size, mean and std are those of the recipe unless flags, which are
+train.py's, say otherwise. --data names the published data set, and so the classes.
+"""
+import sys
+from pathlib import Path
+
+import numpy as np
+import torch
+
+from data import load
+from lib.checkpoint import save
+from lib.distributed import program
+from lib.models import build_model
+from lib.released import convert
+from lib.settings import flags_in, read_command_line
+from readers import CLASSES
+from readers.errors import InputError, name_errors
+
+
+def main(argv=None):
+    if argv is None:
+        argv = sys.argv[1:]
+    method, settings = read_command_line(argv, positional=["released", "folder"])
+    if not {"model", "data"} <= flags_in(argv):
+        raise InputError("--model and --data must say of which method and data set the file is")
+    file = Path(settings.folder, "last.pt")
+    if file.exists():
+        raise InputError(f"{file} exists: choose another folder")
+    path = settings.released
+    del settings.released, settings.folder  # not settings of the checkpoint
+    settings.pretrained = False
+    settings.ema = 0.0  # the file has one set of weights
+
+    released = read_released(path)
+    with name_errors(path, f"it must be what the authors of {settings.model} released"):
+        state = convert(settings.model, released)
+    classes = class_names(settings)
+    check_number_of_classes(settings.model, state, classes, path)
+    read_shapes(settings, state)
+    model = build_model(method, settings, classes)
+    with name_errors(path, "it does not fit the model: check --backbone and --image-size"):
+        model.load_state_dict(state, strict=True)
+
+    with name_errors(file.parent, "choose another folder"):
+        file.parent.mkdir(parents=True, exist_ok=True)
+    save({"model": model.state_dict(), "ema": None, "classes": classes, "class_counts": None,
+          "settings": vars(settings)}, file)
+    print(f"{len(state)} tensors, {len(classes)} classes: {file}")
+
+
+def read_released(path):
+    """A file of tensors, and of numpy numbers as released files have. Executes nothing."""
+    number = np._core.multiarray.scalar
+    allowed = [number, (number, "numpy.core.multiarray.scalar"), np.dtype]  # numpy 1's name, too
+    for kind in ("float64", "float32", "int64"):
+        allowed.append(type(np.dtype(kind)))
+    remedy = "a file of tensors and numbers is needed"
+    with name_errors(path, remedy), torch.serialization.safe_globals(allowed):
+        return torch.load(path, map_location="cpu", weights_only=True)
+
+
+def class_names(settings):
+    """The classes of a published data set; for some they are read from ROOT."""
+    if settings.data == "csv":
+        raise InputError("a released checkpoint does not name its classes: --data must say which "
+                         "published set it is from; for your own classes, train with --init")
+    if settings.data in CLASSES:
+        return CLASSES[settings.data]
+    return load(settings.data, settings.root, "test", check=False).classes
+
+
+def check_number_of_classes(model, state, classes, path):
+    name = {"csra": "head.weight", "q2l": "head.W", "asl": "head.weight"}.get(model)
+    if name is None or name not in state:  # CPRFL's weights do not depend on the classes
+        return
+    dimension = 1 if model == "csra" else 0
+    count = state[name].shape[dimension]
+    if count != len(classes):
+        raise InputError(f"{path} is for {count} classes, --data has {len(classes)}")
+
+
+def read_shapes(settings, state):
+    """Sets what the tensors' shapes and names say about a model."""
+    if settings.model == "csra":
+        settings.heads = state["head.weight"].shape[0]
+    if settings.model == "q2l":
+        settings.d_model = state["head.W"].shape[1]
+        settings.ffn = state["head.decoder.0.linear1.weight"].shape[0]
+        settings.encoder_layers = count_layers(state, "head.encoder")
+        settings.decoder_layers = count_layers(state, "head.decoder")
+        settings.self_attention = "head.decoder.0.norm1.weight" in state
+        settings.project = "input_proj.weight" in state
+    if settings.model == "cprfl":
+        settings.d_model = state["phi.weight"].shape[0]
+        settings.tau = state["prompts.0.weight"].shape[0] / settings.d_model
+        settings.ffn = state["interaction.Wr.weight"].shape[0]
+        settings.head_dim = state["interaction.to_out.weight"].shape[1] // settings.heads
+        settings.tune_text = "text.text_projection" in state
+        if settings.tune_text:
+            settings.text = f"random-{settings.text}"  # its weights are in the file
+
+
+def count_layers(state, name):
+    count = 0
+    while f"{name}.{count}.linear1.weight" in state:
+        count += 1
+    return count
+
+
+if __name__ == "__main__":
+    with program():
+        sys.exit(main())
