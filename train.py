@@ -51,6 +51,8 @@ from lib.models import (
 from lib.settings import read_command_line
 from readers.errors import InputError, name_errors
 
+SHOWN = ("mAP", "head", "medium", "tail", "CF1", "OF1")  # after each epoch
+
 
 def train(method, settings):
     """Trains `method` as `settings` say. Returns the last line of the log: the result."""
@@ -85,13 +87,15 @@ def train(method, settings):
         network = distributed.wrap(model, settings.image_size, device)
     if settings.compile:
         model.compile()
-    reported = model
+    reported, weights = model, "raw"  # whose mAP is the result
     if average is not None and settings.report == "ema":
-        reported = average
+        reported, weights = average, "ema"
 
     # Loss, optimizer, learning rate.
     loss_function = choose_loss(method, settings, class_counts, len(train_set), device)
-    reduction = "mean" if settings.loss else method.REDUCTION
+    reduction = method.REDUCTION
+    if settings.loss:
+        reduction = "mean"
     options = keyword_arguments(method.param_groups, settings)
     groups = method.param_groups(model, settings.lr, settings.weight_decay, **options)
     optimizer = make_optimizer(groups, settings)
@@ -163,13 +167,14 @@ def train(method, settings):
                     raise InputError(f"loss {float(step_loss)} in epoch {epoch + 1}, by step "
                                      f"{step}, lr {settings.lr}, amp {settings.amp}: lower --lr, "
                                      f"set --clip-grad, or --amp off; {out} has the epoch before")
+                lr = optimizer.param_groups[0]["lr"]
                 print_once(f"epoch {epoch + 1}/{settings.epochs} step {step}/{len(train_loader)} "
-                           f"loss {float(total_loss) / step:.4f} "
-                           f"lr {schedule.get_last_lr()[0]:.2e} {time.time() - start:.0f} s")
+                           f"loss {float(total_loss) / step:.4f} lr {lr:.2e} "
+                           f"{time.time() - start:.0f} s")
 
         # Test.
         mean_loss = sum(distributed.gather(float(total_loss))) / world_size / len(train_loader)
-        line = {"epoch": epoch + 1, "loss": mean_loss, "lr": schedule.get_last_lr()[0]}
+        line = {"epoch": epoch + 1, "loss": mean_loss, "lr": lr}
         scores = predict(reported, monitor_loader, normalize, amp_dtype)
         line.update(summary(scores, splits[monitor], class_counts))
         line["seconds"] = time.time() - start
@@ -187,26 +192,29 @@ def train(method, settings):
             if monitor == "val" and line is best_of(history):
                 save(checkpoint, out / "best.pt")
             save(checkpoint, out / "last.pt")
-            write_log(out / "log.jsonl", [first_line, *history])
+            write_log(out / "log.jsonl", first_line, history)
         print_once(f"epoch {epoch + 1}, {monitor}: {in_words(line)}")
 
     # The result. With a val split, the test split is used here, once, for the epoch that val chose.
     result = dict(history[-1])
+    checkpoint_file = out / "last.pt"
     if monitor == "val":
         distributed.wait_for_all()  # the first process has written best.pt
-        _, state = reported_weights(read_checkpoint(out / "best.pt"))
+        checkpoint_file = out / "best.pt"
+        _, state = reported_weights(read_checkpoint(checkpoint_file))
         reported.load_state_dict(state)
         test_loader = make_loader(splits["test"], settings, training=False)
         scores = predict(reported, test_loader, normalize, amp_dtype)
         result = summary(scores, splits["test"], class_counts)
-    result["weights"] = "raw" if reported is model else "ema"
+    best = best_of(history)
+    result["weights"] = weights
     result["seconds"] = time.time() - start
-    result[f"best_mAP_on_{monitor}"] = best_of(history)["mAP"]
-    result[f"best_epoch_on_{monitor}"] = best_of(history)["epoch"]
-    result["checkpoint"] = str(out / ("best.pt" if monitor == "val" else "last.pt"))
+    result[f"best_mAP_on_{monitor}"] = best["mAP"]
+    result[f"best_epoch_on_{monitor}"] = best["epoch"]
+    result["checkpoint"] = str(checkpoint_file)
     if is_main():
-        write_log(out / "log.jsonl", [first_line, *history, result])
-    announce_result(result, monitor)
+        write_log(out / "log.jsonl", first_line, history + [result])
+    announce_result(result, best, monitor)
     return result
 
 
@@ -217,8 +225,8 @@ def make_optimizer(groups, settings):
     """torch's optimizer of the parameter groups."""
     if settings.optimizer == "sgd":
         return SGD(groups, lr=settings.lr, momentum=0.9)  # fused, it fails where fp16 skips a step
-    device = next(p.device for group in groups for p in group["params"])
-    fused = device.type in ("cuda", "cpu")
+    some_parameter = groups[0]["params"][0]
+    fused = some_parameter.device.type in ("cuda", "cpu")
     if settings.optimizer == "adam":
         return Adam(groups, lr=settings.lr, fused=fused)
     return AdamW(groups, lr=settings.lr, fused=fused)
@@ -250,7 +258,8 @@ def choose_loss(method, settings, class_counts, num_images, device):
         losses = import_method("asl")
         class_freq = torch.tensor(class_counts, device=device)
         return losses.loss_by_name(settings.loss, class_freq, num_images, settings.data)
-    return partial(method.loss, **keyword_arguments(method.loss, settings))
+    options = keyword_arguments(method.loss, settings)
+    return partial(method.loss, **options)
 
 
 @torch.no_grad()
@@ -258,9 +267,13 @@ def update_average(average, model, ema, updates):
     """average = decay * average + (1 - decay) * model, also of BatchNorm's statistics. The decay
     rises to `ema`, so that the average of a short run is not one of its first weights."""
     decay = min(ema, (1 + updates) / (10 + updates))
-    averaged = [x for x in average.state_dict().values() if x.is_floating_point()]
-    current = [x for x in model.state_dict().values() if x.is_floating_point()]
-    get_ema_multi_avg_fn(decay)(averaged, current, updates)
+    update = get_ema_multi_avg_fn(decay)
+    update(floating_point_tensors(average), floating_point_tensors(model), updates)
+
+
+def floating_point_tensors(model):
+    """Weights and statistics, without BatchNorm's counters."""
+    return [x for x in model.state_dict().values() if x.is_floating_point()]
 
 
 # ------------------------------------------------------------------------------ folder and messages
@@ -284,7 +297,8 @@ def choose_output_folder(settings):
     """Sets settings.out where it is not given. A new run never writes over an earlier one."""
     if not settings.out:
         name = f"runs/{settings.model}-{settings.data}-{time.strftime('%Y%m%d-%H%M%S')}"
-        settings.out = distributed.gather(name)[0]  # the first process's
+        names = distributed.gather(name)
+        settings.out = names[0]  # all processes write to the folder of the first one
     for name in ("last.pt", "best.pt", "log.jsonl"):
         file = Path(settings.out, name)
         if file.exists() and not settings.resume:
@@ -310,8 +324,10 @@ def continue_run(out, parts, fingerprints):
 def summary(scores, dataset, class_counts):
     """The metrics that are logged. mAP is nan where all labels are on a server."""
     found = metrics(scores, dataset.targets, counts=class_counts)
-    names = ("mAP", "head", "medium", "tail", "CF1", "OF1")
-    result = {name: found[name] for name in names if name in found}
+    result = {}
+    for name in SHOWN:
+        if name in found:
+            result[name] = found[name]
     if result["mAP"] is None:
         result["mAP"] = math.nan
     return result
@@ -322,10 +338,12 @@ def best_of(history):
     return max(history, key=lambda line: line["mAP"])
 
 
-def write_log(path, lines):
+def write_log(path, first_line, lines):
     """Writes the whole log anew, so that a killed run leaves no line twice."""
+    text = json.dumps(first_line) + "\n"
+    for line in lines:
+        text += json.dumps(line) + "\n"
     with name_errors(path, "make room, then --resume"):
-        text = "".join(json.dumps(line) + "\n" for line in lines)
         path.write_text(text)
 
 
@@ -339,25 +357,27 @@ def announce(settings, splits, first_line, history):
         print_once("there is no last.pt yet: a new run")
     print_once(" ".join(f"{name}={value}" for name, value in vars(settings).items()))
     if settings.note:
-        print_once(settings.note)
+        print_once(f"recipe: {settings.note}")
     for name, split in splits.items():
         for warning in label_warnings(split, name):
             print_once(warning)
 
 
 def in_words(line):
-    shown = [name for name in ("mAP", "head", "medium", "tail", "CF1", "OF1") if name in line]
-    return " ".join(f"{name} {line[name]:.2f}" for name in shown)
+    text = ""
+    for name in SHOWN:
+        if name in line:
+            text += f"{name} {line[name]:.2f} "
+    return text.strip()
 
 
-def announce_result(result, monitor):
+def announce_result(result, best, monitor):
     which = "the last epoch"
     if monitor == "val":
-        which = f"epoch {result['best_epoch_on_val']}, the best on val"
+        which = f"epoch {best['epoch']}, the best on val"
     print_once(f"mAP {result['mAP']:.2f} (all-points AP) on test, {result['weights']} weights "
-               f"after {which} (best epoch, picked on {monitor}: "
-               f"{result[f'best_mAP_on_{monitor}']:.2f}, {result[f'best_epoch_on_{monitor}']}); "
-               f"{result['seconds']:.0f} s")
+               f"after {which} (best epoch, picked on {monitor}: {best['mAP']:.2f}, "
+               f"{best['epoch']}); {result['seconds']:.0f} s")
     print_once(f"python eval.py --checkpoint {result['checkpoint']}")
 
 

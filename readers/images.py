@@ -66,8 +66,10 @@ def crop(image, box):
         raise ValueError(f"its box {box} lies outside the image")
     if w * h > 4 * width * height:
         raise ValueError(f"its box {box} is far larger than the image")
-    left, right = max(-x, 0), max(x + w - width, 0)
-    top, bottom = max(-y, 0), max(y + h - height, 0)
+    left = max(-x, 0)
+    right = max(x + w - width, 0)
+    top = max(-y, 0)
+    bottom = max(y + h - height, 0)
     return pad(inside, (left, right, top, bottom))
 
 
@@ -76,11 +78,14 @@ def missing(paths):
     names_in = {}  # folder -> the names in it
     lost = []
     for index, path in enumerate(paths):
-        folder, name = os.path.split(path.split("::")[0])
+        file, _, _ = path.partition("::")
+        folder, name = os.path.split(file)
         if folder.startswith("scene:"):
             continue
         if folder not in names_in:
-            names_in[folder] = set(os.listdir(folder)) if os.path.isdir(folder) else set()
+            names_in[folder] = set()
+            if os.path.isdir(folder):
+                names_in[folder].update(os.listdir(folder))
         if name not in names_in[folder]:
             lost.append(index)
     return lost

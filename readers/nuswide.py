@@ -9,7 +9,7 @@ import sys
 
 import numpy as np
 
-from readers.errors import name_errors
+from readers.errors import InputError, name_errors
 from readers.images import missing
 from readers.tables import multi_hot, read_fields, translate
 
@@ -37,22 +37,25 @@ def read_published_lists(root, split):
     with name_errors(image_list, REMEDY):
         names = image_list.read_text("utf-8").replace("\\", "/").split()
 
-    classes, columns = [], []
-    start, end = "Labels_", f"_{part}.txt"
-    files = (root / "Groundtruth" / "TrainTestLabels").glob(f"{start}*{end}")
-    for file in sorted(files, key=lambda file: file.name.removesuffix(end)):
+    folder = root / "Groundtruth" / "TrainTestLabels"
+    file_of = {}  # class -> its file
+    for file in folder.glob(f"Labels_*_{part}.txt"):
+        label = file.name.removeprefix("Labels_").removesuffix(f"_{part}.txt")
+        file_of[label] = file
+    classes = sorted(file_of)
+    columns = []
+    for label in classes:
+        file = file_of[label]
         with name_errors(file, f"a 0 or 1 for each of the {len(names)} rows of {image_list}"):
             column = translate(read_fields(file), {"0": 0, "1": 1}, width=1)
             if len(column) != len(names):
                 raise ValueError(f"{len(column)} rows")
-        classes.append(file.name.removeprefix(start).removesuffix(end))
         columns.append(column)
     if not columns:
-        return [], [], np.zeros((0, 0), np.int8)
+        raise InputError(f"{folder} has no Labels_*_{part}.txt: {REMEDY}")
     targets = np.concatenate(columns, axis=1)  # (N, 81)
-    labelled = targets.any(axis=1)
-    paths = [f"{root}/Flickr/{name}" for name, keep in zip(names, labelled) if keep]
-    return classes, paths, targets[labelled]
+    labelled = np.flatnonzero(targets.any(axis=1))
+    return classes, [f"{root}/Flickr/{names[i]}" for i in labelled], targets[labelled]
 
 
 def read_asl_csv(root, split):
@@ -61,13 +64,13 @@ def read_asl_csv(root, split):
     with name_errors(file, REMEDY), open(file, newline="", encoding="utf-8-sig") as lines:
         rows = list(csv.DictReader(lines, strict=True))
         all_labels = [label_names(row["label"]) for row in rows]
-        classes = sorted(set().union(*all_labels))
+        classes = sorted({label for labels in all_labels for label in labels})
         all_targets = multi_hot(all_labels, classes)
-        keep = [i for i, row in enumerate(rows) if row["split_name"] == split_name]
-        paths = [f"{root}/{rows[i]['filepath']}" for i in keep]
-    return classes, paths, all_targets[keep]
+        in_split = [row["split_name"] == split_name for row in rows]
+        all_paths = np.array([f"{root}/{row['filepath']}" for row in rows])
+    return classes, all_paths[in_split], all_targets[in_split]
 
 
 def label_names(text):
     """The names in a text such as "['sky', 'clouds']"."""
-    return [name for name in re.split(r"[\[\]',\s]+", text) if name]
+    return re.findall(r"[^\[\]',\s]+", text)

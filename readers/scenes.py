@@ -26,7 +26,8 @@ SHAPES = {"circle": outline(16), "square": outline(4, turn=0.5), "triangle": out
 CLASSES = [f"{color} {shape}" for color in COLORS for shape in SHAPES]
 PALETTE = [*COLORS.values(), (150, 150, 150), (240, 240, 240), (30, 30, 30), (165, 80, 200),
            (235, 130, 60), (90, 200, 210)]  # the last six belong to no class
-SIDE, GRID = 128, 6  # image side; each shape has its own cell of a GRID x GRID raster
+SIDE = 128  # of an image, in pixels
+GRID = 6  # each shape has its own cell of a GRID x GRID raster
 NOISE = Image.fromarray(
     np.random.default_rng(0).integers(0, 49, (2 * SIDE, 2 * SIDE, 3), dtype=np.uint8))
 
@@ -38,9 +39,11 @@ def draw_labels(rng):
 
 def read_scenes(root, split, train_count=4000):
     """Classes, paths and targets (N, K)."""
-    seed, count = 0, train_count
+    seed = 0
+    count = train_count
     if split == "test":
-        seed, count = 1, 1000
+        seed = 1
+        count = 1000
     targets = np.zeros((count, len(CLASSES)), np.int8)
     for i in range(count):
         labels = draw_labels(np.random.default_rng((seed, i)))

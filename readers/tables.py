@@ -7,7 +7,8 @@ import numpy as np
 def read_fields(file):
     """The fields of each line that is not blank."""
     lines = file.read_text("utf-8").splitlines()
-    return [line.split() for line in lines if line.strip()]
+    rows = [line.split() for line in lines]
+    return [row for row in rows if row]
 
 
 def multi_hot(rows, labels, row_numbers=None):

@@ -23,12 +23,15 @@ def read_wider(root, split):
     attributes = []
     with name_errors(file, "WIDER Attribute is wider_attribute_annotation/ and Image/, unpacked "
                            "here"):
-        for image in json.loads(file.read_bytes())["images"]:
+        content = json.loads(file.read_bytes())
+        for image in content["images"]:
             for person in image["targets"]:
                 x, y, w, h = person["bbox"]
-                left, top = round(x), round(y)
-                right, bottom = round(x + w), round(y + h)
-                box = f"{left},{top},{right - left},{bottom - top}"
+                left = round(x)
+                top = round(y)
+                width = round(x + w) - left  # both ends are rounded, as released
+                height = round(y + h) - top
+                box = f"{left},{top},{width},{height}"
                 paths.append(f"{root}/Image/{image['file_name']}::{box}")
                 attributes.append(person["attribute"])
         targets = translate(attributes, CODES[split], len(CLASSES))

@@ -216,7 +216,7 @@ def test_a_full_disk_is_one_line(trained, tmp_path, monkeypatch):
     with pytest.raises(InputError, match="a folder, where a file is needed"):
         evaluation.main(["--checkpoint", "x", "--out", str(tmp_path)])
     with pytest.raises(InputError, match="/dev/full.*No space left.*--resume"):
-        train.write_log(Path("/dev/full"), [{"mAP": 1}])
+        train.write_log(Path("/dev/full"), {}, [{"mAP": 1}])
 
 
 def test_checkpoints_that_lack_something(trained, tmp_path, monkeypatch):

@@ -1,4 +1,5 @@
 """README is true: marks of equations, sizes, examples, flags, figures."""
+import json
 import re
 import shutil
 
@@ -55,6 +56,33 @@ def test_commands_and_linked_files_exist():
             assert flag in text, f"{program} {flag}"
     for file in re.findall(r"\]\((tests/[^)]+)\)", README):
         assert (ROOT / file).is_file(), file
+
+
+LOGGED = {  # row of "What to expect": (run in the public logs, epoch of our recipe)
+    "Q2L, ResNet-101, COCO 2014, 448 px": ("q2l r101 448 coco, batch 128", 18),
+    "Q2L, `--backbone resnet101.tv2_in1k`": (
+        "q2l r101 (V2 weights, by the name of the run) 448 coco", 18),
+    "Q2L, ResNet-101, 576 px": ("q2l r101 576 coco", 18),
+    "Q2L, TResNet-L, 448 px": ("q2l tresnet_l 448 coco", 18),
+    "Q2L, TResNet-L 22k, 448 px": ("q2l tresnet_l 22k 448 coco", 18),
+    "Q2L, ResNet-101, NUS-WIDE": ("q2l r101 448 nuswide", 12),
+    "Q2L, TResNet-L, NUS-WIDE": ("q2l tresnet_l 448 nuswide", 12),
+    "Q2L, TResNet-L 22k, VG500, 576 px": ("q2l tresnet_l 22k 576 vg500", 12),
+    "Q2L, TResNet-L, VOC 2007, from COCO": ("q2l tresnet_l 448 voc2007, started from coco", 24),
+    "ASL, TResNet-L, COCO 2014, 448 px": ("asl tresnet_l 448 coco", 18)}
+
+
+@pytest.mark.parametrize("row", LOGGED)
+def test_what_to_expect_is_what_the_logs_say(row):
+    file = ROOT.parent / "shared/logs/public_logs.json"
+    if not file.is_file():
+        pytest.skip("no public logs here")
+    name, epoch = LOGGED[row]
+    curve = json.loads(file.read_text())["runs"][name]["mAP_ema"]
+    cells = re.search(rf"^\| {re.escape(row)} \|(.*)$", README, re.MULTILINE)[1].split("|")
+    best, at = re.match(r" ([\d.]+), (\d+)", cells[1]).groups()
+    assert (float(best), int(at)) == (max(curve), curve.index(max(curve)) + 1)
+    assert float(cells[2]) == curve[epoch - 1]
 
 
 def test_figures_are_those_of_the_runs():
