@@ -13,16 +13,17 @@ arXiv 2009.14119. Its equations:
 Paper, released code, this file:
 - The focusing weights carry no gradient in the released code (its default); the paper doesn't say.
   Here `detach`, True as released.
-- Released: sum over batch and classes. Here the same default; --loss asl takes the mean.
-- Released: log of max(p, 1e-8), which is no bound at all in fp16 (it rounds to 0) and stops the
-  gradient of a confident mistake. Here logsigmoid, in at least float32, and no epsilon.
-- Released: 224 px unless told otherwise; the paper's 448 px here. TResNet: inputs in [0, 1].
-- Reported epoch: the released code reports the better of raw weights and average at the best epoch
-  on the test set. Here: the average (EMA) after an epoch that the recipe fixes. In the one public
-  log that runs to the end of its schedule, the average ends 3.5 mAP below its best.
-- EMA: the released average starts at the initial weights with the full decay; here it warms up.
-- CF1: the released script averages the classes' F1 at threshold 0.8; here, as in the tables, it is
-  the F1 of mean precision and mean recall, at 0.5.
+- Reduction: the released loss is the sum over batch and classes, and so is this file's. Where
+  --loss asl trains another method, it is the mean.
+- Released: log of max(p, 1e-8). In fp16 1e-8 is 0, so it bounds nothing; in float32 it stops the
+  gradient of a confident mistake. Here at least float32, and logsigmoid where the equation has
+  log p; log(1 - p_m) needs no bound with a margin.
+- Image size: the released script's default is 224 px, the paper's 448 px. Here 448.
+- Inputs: in [0, 1], without mean and std, as released.
+- Reported epoch: the released code reports the better of raw weights and their average (EMA) at the
+  best epoch on the test set. Here: the EMA weights after an epoch that the recipe fixes. In the one
+  public log that runs to the end of its schedule, the EMA ends 3.5 mAP below its best.
+- EMA: as released it has the full decay from the first step; in train.py the decay rises to it.
 - Left out: adaptive asymmetry (Eq. 10-11).
 
 Run: python asl.py                            synthetic scenes on a CPU: 98.5 mAP
@@ -46,8 +47,8 @@ def asymmetric_loss(logits, targets, gamma_neg=4.0, gamma_pos=0.0, clip=0.05, de
     the known entries) or none.
     """
     z = at_least_float32(logits)
-    positive = (targets == 1).to(z.dtype)  # y
-    negative = (targets == 0).to(z.dtype)  # 1 - y
+    y = (targets == 1).to(z.dtype)
+    not_y = (targets == 0).to(z.dtype)  # 1 - y; both are 0 where unknown
     p = torch.sigmoid(z)
     log_p = F.logsigmoid(z)
     if clip > 0:
@@ -56,11 +57,13 @@ def asymmetric_loss(logits, targets, gamma_neg=4.0, gamma_pos=0.0, clip=0.05, de
     else:
         p_m = p
         log_not_p = F.logsigmoid(-z)
+    loss_pos = log_p
+    loss_neg = log_not_p
     if gamma_pos > 0:
-        positive = positive * focus(torch.sigmoid(-z), gamma_pos, detach)  # Eq. 4
+        loss_pos = focus(torch.sigmoid(-z), gamma_pos, detach) * log_p  # Eq. 4
     if gamma_neg > 0:
-        negative = negative * focus(p_m, gamma_neg, detach)  # Eq. 6
-    loss = -(positive * log_p + negative * log_not_p)  # Eq. 2, 7
+        loss_neg = focus(p_m, gamma_neg, detach) * log_not_p  # Eq. 6
+    loss = -(y * loss_pos + not_y * loss_neg)  # Eq. 2, 7
     return reduced(loss, targets, reduction)
 
 
@@ -69,17 +72,17 @@ def at_least_float32(x):
     return x.to(torch.promote_types(x.dtype, torch.float32))
 
 
-def focus(p, gamma, detach):
-    """p^gamma"""
+def focus(base, gamma, detach):
+    """base^gamma: base is 1 - p of a positive, p_m of a negative."""
     if detach:
-        p = p.detach()
+        base = base.detach()
     else:
-        p = p.clamp(min=1e-30)  # at 0, the slope of a root is infinite
-    return p ** gamma
+        base = base.clamp(min=1e-30)  # at 0 and with gamma < 1, the slope is infinite
+    return base ** gamma
 
 
 def reduced(loss, targets, reduction):
-    """(B, K), 0 where unknown -> the sum, the mean over the known entries, or itself."""
+    """Reduces a loss (B, K), which is 0 at unknown entries: sum, mean over the known ones, none."""
     if reduction == "none":
         return loss
     if reduction == "sum":
@@ -95,7 +98,7 @@ def binary_cross_entropy(logits, targets, reduction="sum"):
 
 
 def focal_loss(logits, targets, gamma=2, reduction="sum"):
-    """Eq. 3, (B, K): one gamma, no margin; weights with gradient, as in Lin et al., ICCV 2017."""
+    """Eq. 3: one gamma, no margin; weights with gradient, as in Lin et al., ICCV 2017."""
     return asymmetric_loss(logits, targets, gamma_neg=gamma, gamma_pos=gamma, clip=0,
                            detach=False, reduction=reduction)  # Eq. 3
 
@@ -109,23 +112,23 @@ DB_SETTINGS = {  # published
 def rebalanced_weight(targets, class_freq, alpha, beta, mu):
     """r-hat (B, K) of the distribution-balanced loss, in [alpha, alpha + 1].
 
-    How often class k is drawn when classes are drawn evenly, divided by how often its image is
-    drawn: label co-occurrence makes the second one larger.
+    From the ratio P^C / P^I: how often class k is drawn when classes are drawn evenly, and how
+    often its image is drawn then, which is more because of the image's other labels.
     """
-    per_class = 1 / class_freq.clamp(min=1)  # P^C, but for the factor 1 / K that cancels
+    p_class = 1 / class_freq.clamp(min=1)  # P^C times K, which cancels
     positive = targets == 1
-    per_image = (positive * per_class).sum(1, keepdim=True)  # P^I; without labels 0, r infinite
-    return alpha + torch.sigmoid(beta * (per_class / per_image - mu))
+    p_image = (positive * p_class).sum(1, keepdim=True)  # P^I times K
+    return alpha + torch.sigmoid(beta * (p_class / p_image - mu))  # without labels: 1 + alpha
 
 
 def distribution_balanced_loss(logits, targets, class_freq, num_images=None, alpha=0.1, beta=10.0,
                                mu=0.3, kappa=0.05, lam=5.0, gamma=2, reduction="mean"):
     """Wu et al., "Distribution-Balanced Loss", ECCV 2020, arXiv 2007.09654.
 
-    class_freq (K,): training images per class; num_images: the size of the training split, by
-    default class_freq's sum. gamma > 0 adds the focal weight (DB-focal, which tables quote; the
-    released code's constant factor 2 is left out); 0 is the plain DB loss. As in the released code,
-    the prior's shift is kappa / lam times its logit.
+    class_freq (K,): training images per class. num_images: of the training split; by default the
+    sum of class_freq, which counts an image once for each label. gamma > 0: the focal variant,
+    DB-focal, which tables quote (without the released code's constant factor 2); 0: the DB loss.
+    As in the released code, the shift nu of the logits is -kappa / lam times the prior's logit.
     """
     z = at_least_float32(logits)
     class_freq = torch.as_tensor(class_freq, dtype=z.dtype, device=z.device)
@@ -135,7 +138,7 @@ def distribution_balanced_loss(logits, targets, class_freq, num_images=None, alp
     nu = -kappa / lam * torch.logit(prior, eps=1e-6)
     z = z - nu  # lowers the logits of rare classes
     positive = targets == 1
-    scale = torch.where(positive, 1.0, lam)  # negative-tolerant: steep but bounded, weight 1 / lam
+    scale = torch.where(positive, 1.0, lam)  # negatives: softplus(lam z) / lam
     bce = F.softplus(torch.where(positive, -z, lam * z))
     weight = rebalanced_weight(targets, class_freq, alpha, beta, mu) / scale
     focal_weight = (1 - torch.exp(-bce)) ** gamma
@@ -167,14 +170,15 @@ class Baseline(nn.Module):
         fixed_size = getattr(config, "fixed_input_size", False)  # ViT, Swin
         self.backbone = timm.create_model(
             backbone, pretrained=pretrained, num_classes=0, global_pool="",
-            img_size=image_size if fixed_size else None, output_stride=output_stride)
+            img_size=image_size if fixed_size else None,  # timm drops what is None
+            output_stride=output_stride)
         self.head = nn.Linear(self.backbone.num_features, len(classes))
         nn.init.normal_(self.head.weight, std=0.01)  # as released
 
     def features(self, images):
         """(B, 3, h, w) -> (B, d, H, W), from NCHW (ResNet), NHWC (Swin) or tokens (ViT)."""
         x = self.backbone.forward_features(images)
-        if x.ndim == 3:  # (B, class and register tokens + HW, d)
+        if x.ndim == 3:  # tokens (B, prefix + HW, d); the prefix is a class token, registers
             grid = self.backbone.patch_embed.dynamic_feat_size(images.shape[-2:])
             x = x[:, self.backbone.num_prefix_tokens:]
             x = x.transpose(1, 2).unflatten(2, grid)
@@ -200,12 +204,12 @@ class Baseline(nn.Module):
 
 build = Baseline  # the names that train.py calls
 loss = asymmetric_loss  # the defaults are the paper's
-REDUCTION = "sum"  # of `loss` over the batch
+REDUCTION = "sum"  # for train.py: what `loss` does over the batch
 
 
 def param_groups(model, lr, weight_decay, head_lr=1.0):
-    """Parameter groups. No weight decay on 1-D parameters (biases, norms), as released. The
-    learning rate of the classifier is `head_lr` x `lr`."""
+    """Parameter groups. No weight decay on 1-D parameters (biases, norms), as released. `head_lr`:
+    the factor between the learning rates of the classifier and the backbone."""
     groups = []
     for part, part_lr in ((model.backbone, lr), (model.head, head_lr * lr)):
         matrices = [p for p in part.parameters() if p.ndim > 1]
@@ -215,17 +219,17 @@ def param_groups(model, lr, weight_decay, head_lr=1.0):
     return groups
 
 
-# Epochs: see q2l.py's; that this average, too, is highest near the peak of its schedule (epoch 16) is
-# an inference from Query2Label with the same backbone and schedule.
+# Epochs: 18 is inferred from public logs of Query2Label with this backbone and schedule, where the
+# EMA is best near the schedule's peak (epoch 16) and falls from there.
 COCO = {
     "backbone": "tresnet_l.miil_in1k", "pretrained": True, "image_size": 448,
     "mean": (0., 0., 0.), "std": (1., 1., 1.), "augment": ("cutout", "randaugment"),
     "optimizer": "adam", "lr": 1e-4, "weight_decay": 1e-4, "schedule": "onecycle",
     "pct_start": 0.2, "schedule_epochs": 80, "epochs": 18, "batch_size": 128, "drop_last": False,
     "ema": 0.9997, "drop_unlabelled": True,
-    "note": "for 86.6 mAP on COCO 2014: stops after 18 of 80 epochs, near the peak rate, where the "
-            "average is best in public logs of this kind"}
-LONG_TAIL = dict(  # the backbone of CPRFL's comparison
+    "note": "for 86.6 mAP on COCO 2014: stops after 18 of 80 epochs, where the EMA is best in "
+            "Query2Label's logs with this schedule"}
+LONG_TAIL = dict(  # the backbone in CPRFL's tables
     COCO, backbone="resnet101.tv_in1k", drop_unlabelled=False, epochs=80,
     note="not a recipe of the paper, which has no long tail")
 SCENES = {  # small, for a CPU
@@ -233,21 +237,22 @@ SCENES = {  # small, for a CPU
     "mean": (0.5, 0.5, 0.5), "std": (0.25, 0.25, 0.25), "augment": ("flip",),
     "optimizer": "adamw", "lr": 3e-3, "weight_decay": 1e-2, "schedule": "onecycle",
     "pct_start": 0.2, "epochs": 8, "batch_size": 64}
-RECIPES = {
+RECIPES = {  # the first is the default
     "scenes": SCENES,
     "scenes-lt": dict(SCENES, epochs=40),
-    # where nobody knows the best epoch: a whole schedule
-    "csv": dict(COCO, epochs=20, schedule_epochs=20, drop_last=True, drop_unlabelled=False, note=""),
+    # no log tells where to stop: a whole schedule
+    "csv": dict(
+        COCO, epochs=20, schedule_epochs=20, drop_last=True, drop_unlabelled=False, note=""),
     "coco-lt": LONG_TAIL,
     "voc-lt": LONG_TAIL,
     "coco2014": COCO,
     "voc2007": dict(
         COCO, epochs=24, drop_unlabelled=False, difficult="negative",
-        note="for 94.6 mAP from ImageNet, 95.8 with --init from COCO (see README): stops after 24 "
-             "of 80 epochs, as Query2Label's log on VOC suggests"),
+        note="for 94.6 mAP, 95.8 with --init of a model trained on COCO: stops after 24 of 80 "
+             "epochs, as Query2Label's log on VOC suggests"),
     "nuswide": dict(
         COCO, image_size=240, epochs=12, drop_unlabelled=False,
-        note="for 65.2 mAP: stops after 12 of 80 epochs, as Query2Label's logs on NUS-WIDE suggest"),
+        note="for 65.2 mAP: stops after 12 of 80 epochs, as Query2Label's logs suggest"),
 }
 
 if __name__ == "__main__":

@@ -14,9 +14,9 @@ Classification", ACM MM 2024. Its equations:
 Paper, released code, this file:
 - Reported epoch: the released code reports the best EMA epoch on the test set, from epoch 11 on.
   Here: the EMA weights after the last epoch.
-- Epochs: the released loop runs to epoch 80 of its schedule on both sets; a comment stops VOC-LT
-  after 29. The paper says 30 epochs, batch 32. Here 80 and 29, batch 16.
-- Learning rate: 1e-5 in the released script, for both sets; 5e-5 stands only in a comment and in
+- Epochs, COCO-LT and VOC-LT: the released loop runs to epoch 80; a comment says that VOC-LT stops
+  after 29; batch 16. The paper says 30 epochs, batch 32. Here 80 and 29, batch 16.
+- Learning rate: 1e-5 in the released script, for both; 5e-5 stands only in a comment and in
   the name of a COCO run. Here 1e-5.
 - Backbone: whether its weights are torchvision's V1 or V2 is not known; it is worth 2.5 to 3 mAP on
   COCO. Here V1; --backbone resnet101.tv2_in1k is V2.
@@ -28,9 +28,9 @@ Paper, released code, this file:
 - Eq. 7 as released: weights without gradient, probabilities at least 1e-8, mean over B and K.
 - Released: a lower learning rate for the backbone is set up but never takes effect. Here: one
   learning rate for all, unless `head_lr` says otherwise.
-- The released train script lacks an argument and a module: "as released" means repaired.
-- Only the prompts' outputs are used, so only the prompts are queries; what depends on no image
-  (the prompts' norm, queries, keys and values) is computed once per batch. The values are the same.
+- The released train script lacks an argument and a module: "as released" is a repaired copy.
+- For speed, with the same values: only the prompts' outputs are used, so only they are queries;
+  and what depends on no image is computed once per batch.
 
 Run: python cprfl.py                          long-tailed scenes on a CPU: 65.6 mAP in 3 minutes
      python cprfl.py --data voc-lt --root DIR the released recipe, for 86.28 mAP (not run here)
@@ -59,18 +59,18 @@ class Interaction(nn.Module):
         self.Wo = nn.Linear(ffn, d)
         self.dropout = nn.Dropout(dropout)
 
-    def attend(self, tokens, prompts):
+    def queries_keys_values(self, tokens, prompts):
         """Queries (B, heads, K, head_dim); keys and values (B, heads, HW + K, head_dim)."""
         tokens = self.norm1(tokens)
         prompts = self.norm1(prompts)
-        wq, wk, wv = self.to_qkv.weight.chunk(3)
+        wq, wk, wv = self.to_qkv.weight.chunk(3)  # one matrix in released checkpoints
         q = self.project(prompts, wq)  # (heads, K, head_dim)
         k = self.project(prompts, wk)
         v = self.project(prompts, wv)
-        images = (tokens.shape[0], -1, -1, -1)
-        q = q.expand(images)
-        k = torch.cat([self.project(tokens, wk), k.expand(images)], 2)  # Eq. 3
-        v = torch.cat([self.project(tokens, wv), v.expand(images)], 2)
+        B = tokens.shape[0]
+        q = q.expand(B, -1, -1, -1)
+        k = torch.cat([self.project(tokens, wk), k.expand(B, -1, -1, -1)], 2)  # Eq. 3
+        v = torch.cat([self.project(tokens, wv), v.expand(B, -1, -1, -1)], 2)
         return q, k, v
 
     def project(self, x, w):
@@ -78,7 +78,7 @@ class Interaction(nn.Module):
         return F.linear(x, w).unflatten(-1, (self.heads, -1)).transpose(-3, -2)
 
     def forward(self, tokens, prompts):
-        q, k, v = self.attend(tokens, prompts)
+        q, k, v = self.queries_keys_values(tokens, prompts)
         # Eq. 4. No dropout on the weights of the attention, as released.
         x = F.scaled_dot_product_attention(q, k, v)
         x = self.dropout(self.to_out(x.transpose(1, 2).flatten(2)))  # (B, K, d)
@@ -89,11 +89,12 @@ class Interaction(nn.Module):
 class CPRFL(nn.Module):
     """Images (B, 3, image_size, image_size) -> logits (B, K): Eq. 1-6 on a backbone.
 
-    `text`: open_clip's name of the text tower; random, or random-NAME: untrained, of RN50 or NAME.
-    `tune_text` trains it. `text_features`: your own (K, m), a tensor or a .npy or .pt file, of a
-    norm near 10 (CLIP's). `prompts`: nonlinear (Eq. 2; its hidden width is tau x d_model), linear
-    or random. `paths`: those that carry the prompts' gradient: both, interaction, or direct
-    (backbone, phi and interaction do not train). Raises ValueError.
+    `text`: the text tower, a model name of open_clip; random-NAME is an untrained NAME, random
+    that of RN50. `tune_text` trains it. `text_features`: your own (K, m) in its place, a tensor or
+    a .npy or .pt file, of a norm near 10 (CLIP's). `prompts`: nonlinear (Eq. 2; its hidden width is
+    tau x d_model), linear or random. `paths`: where gradients reach the prompts: through the
+    interaction, through the score of Eq. 6 (direct; then backbone, phi and interaction do not
+    train), or both. Raises ValueError.
     """
 
     def __init__(self, classes, *, backbone, pretrained, image_size, text="RN50",
@@ -109,22 +110,23 @@ class CPRFL(nn.Module):
         fixed_size = getattr(config, "fixed_input_size", False)  # ViT, Swin
         self.backbone = timm.create_model(
             backbone, pretrained=pretrained, num_classes=0, global_pool="",
-            img_size=image_size if fixed_size else None, output_stride=output_stride)
+            img_size=image_size if fixed_size else None,  # timm drops what is None
+            output_stride=output_stride)
         self.phi = nn.Linear(self.backbone.num_features, d_model)
 
-        # the text features W (K, m): computed once, or in each step by a tower that is trained
+        # The text features W (K, m): computed once, or in each step by a tower that is trained.
         self.tune_text = tune_text
         if text_features is not None:
             if tune_text:
                 raise ValueError("tune_text trains the encoder `text`: it takes no text_features")
             features = read_text_features(text_features, len(classes))
         else:
-            tower, sentences = text_tower(classes, text)
+            tower, text_tokens = text_tower(classes, text)
             with torch.no_grad():
-                features = tower.encode_text(sentences)
+                features = tower.encode_text(text_tokens)
         if tune_text:
             self.text = tower
-            self.register_buffer("sentences", sentences, persistent=False)
+            self.register_buffer("text_tokens", text_tokens, persistent=False)
         else:
             self.register_buffer("text_features", features)
 
@@ -138,7 +140,7 @@ class CPRFL(nn.Module):
             self.prompts = nn.Parameter(torch.randn(len(classes), d_model))
         self.interaction = Interaction(d_model, heads, head_dim, ffn, dropout)
         self.paths = paths
-        if paths == "direct":  # the features' gradient is cut, so nothing before them learns
+        if paths == "direct":  # no gradient flows through the refined features
             self.backbone.requires_grad_(False)
             self.phi.requires_grad_(False)
             self.interaction.requires_grad_(False)
@@ -146,7 +148,7 @@ class CPRFL(nn.Module):
     def features(self, images):
         """(B, 3, h, w) -> (B, width, H, W), from NCHW (ResNet), NHWC (Swin) or tokens (ViT)."""
         x = self.backbone.forward_features(images)
-        if x.ndim == 3:  # (B, class and register tokens + HW, d)
+        if x.ndim == 3:  # tokens (B, prefix + HW, d); the prefix is a class token, registers
             grid = self.backbone.patch_embed.dynamic_feat_size(images.shape[-2:])
             x = x[:, self.backbone.num_prefix_tokens:]
             x = x.transpose(1, 2).unflatten(2, grid)
@@ -156,10 +158,10 @@ class CPRFL(nn.Module):
 
     def category_prompts(self):
         """P (K, d): Eq. 2, or what an ablation puts in its place."""
-        if isinstance(self.prompts, nn.Parameter):
+        if isinstance(self.prompts, nn.Parameter):  # prompts="random"
             return self.prompts
         if self.tune_text:
-            return self.prompts(self.text.encode_text(self.sentences))
+            return self.prompts(self.text.encode_text(self.text_tokens))
         return self.prompts(self.text_features)
 
     def score(self, tokens, prompts):
@@ -167,8 +169,8 @@ class CPRFL(nn.Module):
         into_interaction = prompts
         in_score = prompts
         if self.paths == "interaction":
-            in_score = prompts.detach()
-        elif self.paths == "direct":
+            in_score = prompts.detach()  # no gradient along the direct path
+        if self.paths == "direct":
             into_interaction = prompts.detach()
         refined = self.interaction(tokens, into_interaction)  # (B, K, d)
         return (at_least_float32(refined) * at_least_float32(in_score)).sum(-1)  # Eq. 6
@@ -180,24 +182,24 @@ class CPRFL(nn.Module):
 
     def attention(self, images):
         """Logits (B, K) and the prompts' weights on the tokens (B, heads, K, H, W), which sum to 1
-        with those on the other prompts."""
+        together with those on the K prompts."""
         x = self.features(images)
         tokens = self.phi(x.flatten(2).transpose(1, 2))
         prompts = self.category_prompts()
-        q, k, _ = self.interaction.attend(tokens, prompts)
+        q, k, _ = self.interaction.queries_keys_values(tokens, prompts)
         weights = torch.softmax(q @ k.transpose(-1, -2) / q.shape[-1] ** 0.5, dim=-1)
         of_tokens = weights[..., :tokens.shape[1]]  # (B, heads, K, HW)
         return self.score(tokens, prompts), of_tokens.unflatten(-1, x.shape[-2:])
 
     def load_state_dict(self, state, *args, **kwargs):
-        """A released checkpoint lacks the text features: those from `build` are kept."""
+        """A released checkpoint lacks the text features: those made in __init__ are kept."""
         if not self.tune_text and "text_features" not in state:
             state = dict(state, text_features=self.text_features)
         return super().load_state_dict(state, *args, **kwargs)
 
 
 build = CPRFL  # the name that train.py calls
-REDUCTION = "mean"  # of `loss` over the batch
+REDUCTION = "mean"  # for train.py: what `loss` does over the batch
 
 
 def at_least_float32(x):
@@ -210,8 +212,8 @@ def loss(logits, targets, gamma_pos=0.0, gamma_neg=4.0, margin=0.05, eps=1e-8):
     p = torch.sigmoid(at_least_float32(logits))
     positive = targets == 1
     known = targets >= 0
-    not_p = (1 - p + margin).clamp(max=1)
-    truth = torch.where(positive, p, not_p)  # probability of the true label
+    p_m = (p - margin).clamp(min=0)  # of negatives
+    truth = torch.where(positive, p, 1 - p_m)  # probability of the true label
     gamma = torch.where(positive, gamma_pos, gamma_neg)
     weight = (1 - truth.detach()) ** gamma
     log_truth = truth.clamp(min=eps).log()
@@ -219,21 +221,17 @@ def loss(logits, targets, gamma_pos=0.0, gamma_neg=4.0, margin=0.05, eps=1e-8):
 
 
 def param_groups(model, lr, weight_decay, head_lr=1.0):
-    """Parameter groups, as released: one learning rate, no weight decay on 1-D parameters. Another
-    `head_lr` gives all but the backbone `head_lr` x `lr`."""
-    groups = {}
-    for name, p in model.named_parameters():
-        if not p.requires_grad:
-            continue
-        of_backbone = name.startswith("backbone.")
-        decays = p.ndim > 1
-        if (of_backbone, decays) not in groups:
-            groups[of_backbone, decays] = {
-                "params": [],
-                "lr": lr if of_backbone else head_lr * lr,
-                "weight_decay": weight_decay if decays else 0.0}
-        groups[of_backbone, decays]["params"].append(p)
-    return list(groups.values())
+    """Parameter groups, as released: one learning rate, no weight decay on 1-D parameters.
+    `head_lr`: the factor between the learning rates of all else and the backbone."""
+    backbone = list(model.backbone.parameters())
+    rest = [p for name, p in model.named_parameters() if not name.startswith("backbone.")]
+    groups = []
+    for parameters, part_lr in ((backbone, lr), (rest, head_lr * lr)):
+        matrices = [p for p in parameters if p.requires_grad and p.ndim > 1]
+        vectors = [p for p in parameters if p.requires_grad and p.ndim <= 1]
+        groups.append({"params": matrices, "lr": part_lr, "weight_decay": weight_decay})
+        groups.append({"params": vectors, "lr": part_lr, "weight_decay": 0.0})
+    return [group for group in groups if group["params"]]
 
 
 RELEASED = {
@@ -242,30 +240,27 @@ RELEASED = {
     "optimizer": "adamw", "lr": 1e-5, "weight_decay": 1e-4, "schedule": "onecycle",
     "pct_start": 0.1, "schedule_epochs": 80, "epochs": 80, "batch_size": 16, "drop_last": False,
     "ema": 0.998, "text": "RN50",
-    "note": "for 66.69 mAP on COCO-LT: runs to epoch 80, as the released loop; which epoch the "
-            "paper's figure is of is not known"}
+    "note": "for 66.69 mAP on COCO-LT: runs to epoch 80, as the released loop; at which epoch the "
+            "paper's figure was taken is not known"}
 SCENES = {  # small, for a CPU
     "backbone": "test_resnet", "pretrained": False, "image_size": 128, "output_stride": 16,
     "mean": (0.5, 0.5, 0.5), "std": (0.25, 0.25, 0.25), "augment": ("flip",),
     "optimizer": "adamw", "lr": 5e-4, "weight_decay": 1e-2, "schedule": "onecycle",
     "pct_start": 0.2, "epochs": 40, "batch_size": 16, "clip_grad": 1., "text": "random",
     "d_model": 128, "heads": 4, "head_dim": 32, "ffn": 256, "dropout": 0.}
-RECIPES = {
+RECIPES = {  # the first is the default
     "scenes-lt": SCENES,
     "scenes": dict(SCENES, epochs=8),
-    # where nobody knows the best epoch: a whole schedule
+    # no log tells where to stop: a whole, shorter schedule
     "csv": dict(RELEASED, epochs=20, schedule_epochs=20, drop_last=True, note=""),
     "coco-lt": RELEASED,
     "voc-lt": dict(
         RELEASED, epochs=29,
         note="for 86.28 mAP: stops after 29 of 80 epochs, as a comment in the released code says; "
-             "which epoch the paper's figure is of is not known"),
+             "at which epoch the paper's figure was taken is not known"),
     "voc2007": dict(RELEASED, epochs=29, note="not a recipe of the paper"),
     "coco2014": dict(RELEASED, note="not a recipe of the paper"),
 }
-
-
-# Text features: your own need none of this.
 
 
 def read_text_features(source, count):
@@ -278,13 +273,13 @@ def read_text_features(source, count):
             features = torch.load(source, weights_only=True)
         features = torch.as_tensor(features, dtype=torch.float32)
     except Exception as error:  # damaged files raise many kinds of error
-        raise ValueError(f"text features {source}: not .npy or .pt ({error!r:.90})") from error
+        raise ValueError(f"text features {source}: not .npy or .pt ({repr(error)[:90]})") from error
     if features.ndim != 2 or len(features) != count or not features.numel():
         raise ValueError(f"text features {tuple(features.shape)}: must be ({count}, m)")
     if not features.isfinite().all():
         raise ValueError("text features must be finite")
     norm = features.norm(dim=1).mean()
-    if isinstance(source, str) and norm < 3:  # then all classes' prompts begin almost parallel
+    if isinstance(source, str) and norm < 3:  # tensors are those of a checkpoint
         warnings.warn(f"the text features have a mean norm of {norm:.1f}, CLIP's have about 10: "
                       "scale them to 10; at norm 1 CPRFL trains far worse")
     return features
@@ -293,19 +288,22 @@ def read_text_features(source, count):
 def text_tower(classes, text):
     """open_clip's text tower in float32, and the tokens (K, length) of the classes' sentences.
 
-    text: open_clip's name of a model, random or random-NAME (see CPRFL). Raises ValueError.
+    text: see CPRFL. Raises ValueError.
     """
     import open_clip  # only here: your own text features do not need this package
-    untrained = text.startswith("random")
-    name = text.removeprefix("random").removeprefix("-") or "RN50"
+    if text == "random":
+        text = "random-RN50"
+    name = text.removeprefix("random-")
+    if name not in open_clip.list_models():
+        raise ValueError(f"text={text}: random, or one of {', '.join(open_clip.list_models())}, or "
+                         "random- before one")
     tags = open_clip.list_pretrained_tags_by_model(name)
-    if not tags:
-        raise ValueError(f"text={text}: random or one of {', '.join(open_clip.list_models())}")
-    tag = "openai" if "openai" in tags else tags[0]
-    quick_gelu = open_clip.get_pretrained_cfg(name, tag).get("quick_gelu", False)
+    tag = "openai" if "openai" in tags else (tags or [None])[0]
+    quick_gelu = tag == "openai"  # these weights were trained with it
+    untrained = name != text
     try:
         with torch.random.fork_rng(devices=[]):
-            torch.manual_seed(0)  # an untrained tower is the same in every run
+            torch.default_generator.manual_seed(0)  # an untrained tower is always the same
             tower = open_clip.create_model(name, None if untrained else tag,
                                            force_quick_gelu=quick_gelu)
     except (OSError, RuntimeError) as error:

@@ -1,7 +1,7 @@
 """CSRA: class-specific residual attention, a spatial attention head at almost no cost.
 
 Paper: Zhu & Wu, "Residual Attention: A Simple but Effective Method for Multi-Label Recognition",
-ICCV 2021, arXiv 2108.02456. Its equations, numbered here in the order of section 3:
+ICCV 2021, arXiv 2108.02456. Its equations, with numbers and letters of this file:
 
     (1)  s_kj = x_j . m_k / |m_k|                    score of class k at cell j; no bias
     (2)  a_kj = softmax over j of (T s_kj)           attention at temperature T
@@ -14,13 +14,15 @@ Paper, released code, this file:
 - COCO with ResNet-101: 4 heads in the paper; the released "4 heads" command passes 6. Here 4.
 - Temperature infinity: the released code writes 99 for the maximum. Here it is math.inf.
 - ResNet inputs stay in [0, 1], without mean and std, as released; the paper doesn't say.
-- VOC's difficult objects are negative in training and ignored at test time, as released.
-- Released: no AMP. Here train.py's default; the pooling of Eq. 2-4 is in float32 anyway.
-- Released: the first step has learning rate 0, and every epoch's result is printed; none is picked.
+- VOC's difficult objects: negative in training, ignored at test time, as released.
+- Mixed precision: none as released; here where train.py enables it (--amp off: none). The pooling
+  of Eq. 2-4 is in float32 anyway.
+- Learning rate of the first step: 0 as released; here that of the first step of the warm-up.
+- Reported epoch: the released script prints all and picks none; here the last one.
 
-Run: python csra.py                            synthetic scenes on a CPU: 99.7 mAP in 72 to 144 s
+Run: python csra.py                            synthetic scenes on a CPU: 99.7 mAP in 1 to 2.5 min
      python csra.py --data voc2007 --root DIR  the paper's recipe, for its 94.7 mAP (not run here)
-Copy: CSRAHead needs nothing but torch.
+Copy: CSRAHead, with the few lines above it, needs nothing but torch.
 """
 import math
 
@@ -39,11 +41,16 @@ TEMPERATURES = {  # number of heads -> T of each
 }
 
 
+def at_least_float32(x):
+    """Half precision becomes float32; float64 stays."""
+    return x.to(torch.promote_types(x.dtype, torch.float32))
+
+
 class CSRAHead(nn.Module):
     """Logits (B, K) from feature maps (B, d, H, W): Eq. 1-4.
 
     `heads`: 1, 2, 4, 6 or 8, each with the paper's temperatures, else ValueError. `lam`: weight
-    of the attention; 0 leaves a normalized linear classifier on the mean feature.
+    of the attention; with 0, one head is a normalized linear classifier of the mean feature.
     """
 
     def __init__(self, dim, num_classes, heads=1, lam=0.1):
@@ -59,19 +66,19 @@ class CSRAHead(nn.Module):
         """Eq. 1: (B, d, H, W) -> s (B, heads, K, HW), all heads in one matrix product."""
         m = F.normalize(self.weight, dim=-1).flatten(0, 1)  # (heads * K, d)
         s = m @ x.flatten(2)  # Eq. 1: (B, heads * K, HW)
-        s = at_least_float32(s)  # logits in bfloat16 would tie
+        s = at_least_float32(s)  # so that the pooling is not in half precision
         return s.unflatten(1, self.weight.shape[:2])
 
     def forward(self, x):
         z = 0
         for s, T in zip(self.scores(x).unbind(1), self.temperatures):  # s (B, K, HW)
-            base = s.mean(-1)
+            average = s.mean(-1)  # (B, K)
             if T == INF:
-                att = s.amax(-1)
+                attended = s.amax(-1)
             else:
                 a = torch.softmax(T * s, dim=-1)  # Eq. 2
-                att = (a * s).sum(-1)
-            z = z + base + self.lam * att  # Eq. 3, 4
+                attended = (a * s).sum(-1)
+            z = z + average + self.lam * attended  # Eq. 3, 4
         return z
 
     def attention(self, x):
@@ -99,13 +106,14 @@ class CSRA(nn.Module):
         fixed_size = getattr(config, "fixed_input_size", False)  # ViT, Swin
         self.backbone = timm.create_model(
             backbone, pretrained=pretrained, num_classes=0, global_pool="",
-            img_size=image_size if fixed_size else None, output_stride=output_stride)
+            img_size=image_size if fixed_size else None,  # timm drops what is None
+            output_stride=output_stride)
         self.head = CSRAHead(self.backbone.num_features, len(classes), heads, lam)
 
     def features(self, images):
         """(B, 3, h, w) -> (B, d, H, W), from NCHW (ResNet), NHWC (Swin) or tokens (ViT)."""
         x = self.backbone.forward_features(images)
-        if x.ndim == 3:  # (B, class and register tokens, which the paper drops, + HW, d)
+        if x.ndim == 3:  # tokens (B, prefix + HW, d); the paper drops class and register tokens
             grid = self.backbone.patch_embed.dynamic_feat_size(images.shape[-2:])
             x = x[:, self.backbone.num_prefix_tokens:]
             x = x.transpose(1, 2).unflatten(2, grid)
@@ -123,17 +131,12 @@ class CSRA(nn.Module):
 
 
 build = CSRA  # the name that train.py calls
-REDUCTION = "mean"  # of `loss` over the batch
-
-
-def at_least_float32(x):
-    """Half precision becomes float32; float64 stays."""
-    return x.to(torch.promote_types(x.dtype, torch.float32))
+REDUCTION = "mean"  # for train.py: what `loss` does over the batch
 
 
 def residual(s, lam):
-    """Fig. 1, the trick at test time: z (B, K) from the scores s (B, K, HW) of a linear classifier
-    that was trained on mean scores."""
+    """The trick at test time, not used in training: z (B, K) from the class scores s (B, K, HW) of
+    a linear classifier that was trained on their means."""
     return s.mean(-1) + lam * s.amax(-1)  # Fig. 1
 
 
@@ -147,8 +150,8 @@ def loss(logits, targets):
 
 
 def param_groups(model, lr, weight_decay, head_lr=10.0):
-    """Parameter groups, as released: `lr` for the backbone, `head_lr` x `lr` for the classifier;
-    weight decay on all parameters."""
+    """Parameter groups, as released: `lr` for the backbone, the factor `head_lr` times `lr` for the
+    classifier; weight decay on all parameters."""
     backbone = {"params": list(model.backbone.parameters()), "lr": lr,
                 "weight_decay": weight_decay}
     head = {"params": list(model.head.parameters()), "lr": head_lr * lr,
@@ -156,33 +159,34 @@ def param_groups(model, lr, weight_decay, head_lr=10.0):
     return [backbone, head]
 
 
+# "step": the learning rate is multiplied by 0.1 every `decay_epochs`, after a linear warm-up.
 PAPER = {
     "backbone": "resnet101.tv_in1k", "pretrained": True, "image_size": 448,
     "mean": (0., 0., 0.), "std": (1., 1., 1.), "augment": ("crop", "flip"),
     "optimizer": "sgd", "lr": 0.01, "weight_decay": 1e-4, "schedule": "step", "decay_epochs": 4,
     "warmup_epochs": 2., "epochs": 30, "batch_size": 16, "drop_last": False, "heads": 1,
     "lam": 0.1,
-    "note": "for 94.7 mAP on VOC 2007; the result is that of the last epoch, as no epoch is picked"}
+    "note": "for 94.7 mAP on VOC 2007; reports the last epoch"}
 SCENES = {  # small, for a CPU
     "backbone": "test_resnet", "pretrained": False, "image_size": 128, "output_stride": 16,
     "mean": (0.5, 0.5, 0.5), "std": (0.25, 0.25, 0.25), "augment": ("flip",),
     "optimizer": "adamw", "lr": 3e-3, "weight_decay": 1e-2, "schedule": "onecycle", "epochs": 8,
     "batch_size": 64, "heads": 1, "lam": 1.}
-RECIPES = {
+RECIPES = {  # the first is the default
     "scenes": SCENES,
     "scenes-lt": dict(SCENES, epochs=40),
-    "csv": dict(PAPER, drop_last=True, note=""),
+    "csv": dict(PAPER, drop_last=True, note=""),  # BatchNorm needs more than one image
     "coco-lt": dict(PAPER, note="not a recipe of the paper, which has no long tail"),
     "voc-lt": dict(PAPER, note="not a recipe of the paper, which has no long tail"),
     "voc2007": PAPER,
-    "voc2012": dict(PAPER, note="not a recipe of the paper"),
+    "voc2012": dict(PAPER, note="the settings of VOC 2007; no published figure"),
     "coco2014": dict(
         PAPER, decay_epochs=5, drop_unlabelled=True, heads=4, lam=0.5,
-        note="for 83.3 mAP; the result is that of the last epoch, as no epoch is picked"),
+        note="for 83.3 mAP; reports the last epoch"),
     "wider": dict(
         PAPER, backbone="vit_base_patch16_224.orig_in21k_ft_in1k", image_size=224,
         mean=(0.5, 0.5, 0.5), std=(0.5, 0.5, 0.5), augment=("flip",), decay_epochs=5, lam=0.3,
-        note="for 89.0 mAP; the result is that of the last epoch, as no epoch is picked"),
+        note="for 89.0 mAP; reports the last epoch"),
 }
 
 if __name__ == "__main__":

@@ -5,8 +5,8 @@
     loader = make_loader(dataset, settings, training=True)
     images = normalize(images)                  a Normalize: uint8 -> float, on the device
 
-The readers of the data sets are in readers/. `python -m tools.check` shows what to look at before
-training.
+The readers of the data sets are in readers/. `python -m tools.check` reports problems of a data set
+before training.
 """
 import os
 from pathlib import Path
@@ -19,20 +19,20 @@ from torchvision.transforms import v2
 from lib.distributed import rank, world_size
 from lib.randaugment import randaugment, random_integer
 from readers import DOWNLOADS, READERS, split_names
-from readers.errors import InputError, name_errors
+from readers.errors import InputError, explain_errors
 from readers.images import missing, read_image
 from readers.longtail import long_tailed
 
 
 class Dataset(torch.utils.data.Dataset):
-    """One split. Its arrays are shared by loading processes, which would copy Python objects."""
+    """One split. Arrays, not lists: forked loading processes share them without a copy."""
 
     def __init__(self, classes, paths, targets, upright=False):
         """paths (N,); targets int8 (N, K): 1 yes, 0 no, -1 unknown. `upright` applies EXIF
         rotation: on for your own images, off for published sets."""
         self.classes = classes
-        with name_errors("the list of images", "file names must be UTF-8: rename the file"):
-            self.paths = np.asarray(paths, np.dtypes.StringDType())
+        with explain_errors("the list of images", "file names must be UTF-8: rename the file"):
+            self.paths = np.asarray(paths, np.dtypes.StringDType())  # strings of any length
         self.targets = targets
         self.upright = upright
         self.transform = None
@@ -50,14 +50,15 @@ class Dataset(torch.utils.data.Dataset):
         """A sample: the image, transformed, and its targets (K,)."""
         image = self.image(index)
         if self.transform is not None:
-            # Its random numbers depend on nothing else, so that runs repeat exactly.
-            with torch.random.fork_rng(devices=[]):
-                torch.default_generator.manual_seed(hash((self.seed, self.epoch, int(index))))
+            # Random numbers depend on seed, epoch and index: so they are the same in any process.
+            seed = hash((self.seed, self.epoch, int(index)))
+            with torch.random.fork_rng(devices=[]):  # afterwards, the CPU's generator is as before
+                torch.default_generator.manual_seed(seed)
                 image = self.transform(image)
         return image, self.targets[index]
 
     def set_epoch(self, epoch):
-        """Other random numbers for the augmentations of each epoch."""
+        """To be called before each epoch: changes the random numbers of the augmentations."""
         self.epoch = epoch
 
     def subset(self, keep):
@@ -65,8 +66,8 @@ class Dataset(torch.utils.data.Dataset):
         return Dataset(self.classes, self.paths[keep], self.targets[keep], self.upright)
 
     def sample(self, count):
-        """`count` random samples, in their order and the same each time: the rows of a list are
-        often sorted by class. 0: all."""
+        """A fixed random subset of `count` samples, in the order of the list; count 0 is the whole
+        Dataset. Random, because lists are often sorted by class."""
         if count == 0 or count >= len(self):
             return self
         order = np.random.default_rng(0).permutation(len(self))
@@ -78,9 +79,10 @@ def load(name, root="", split="train", *, drop_unlabelled=False, difficult="igno
     """One split of a data set as a Dataset. Raises InputError.
 
     name: see readers/; split: train, test, or val of your own images. `drop_unlabelled` leaves out
-    images without a positive label; `difficult` says how VOC's difficult objects count at test
-    time, ignored (-1) or negative; `long_tail` makes a training split long-tailed by that ratio;
-    `download` fetches VOC and the long-tailed lists; `check` refuses missing images.
+    images without a positive label, in each split; `difficult` says how VOC's difficult objects
+    count at test time, ignored (-1) or negative; `long_tail` makes a training split long-tailed,
+    with this ratio of the most to the least frequent class (0: off); `download` fetches VOC and the
+    long-tailed lists; `check` refuses missing images.
     """
     splits = ["train", "test"]
     if name == "csv":
@@ -91,19 +93,23 @@ def load(name, root="", split="train", *, drop_unlabelled=False, difficult="igno
         raise InputError(f"no data set {name}: choose from {', '.join(READERS)}")
     if split not in splits:
         raise InputError(f"{name} has no split {split}: choose from {', '.join(splits)}")
-    if 0 < long_tail < 1:
+    if long_tail != 0 and long_tail < 1:
         raise InputError(f"--long-tail {long_tail}: most / least frequent class must be at least 1")
-    root = Path(root or "")
+    drawn = name in ("scenes", "scenes-lt")  # without files
+    if not root and not drawn:
+        raise InputError(f"{name} needs --root, the folder that holds it")
+    root = Path(root)
+    if download and name not in DOWNLOADS:
+        raise InputError(f"--download knows {', '.join(DOWNLOADS)}: put {name} into {root} by hand")
     if download:
-        with name_errors(f"--download, which knows {', '.join(DOWNLOADS)}",
-                         f"put it into {root} by hand"):
+        with explain_errors(f"--download of {name}", f"put it into {root} by hand"):
             DOWNLOADS[name](root)
-    if not name.startswith("scenes") and (root == Path("") or not root.is_dir()):
+    if not drawn and not root.is_dir():
         raise InputError(f"{name} needs --root, the folder that holds it; {root} is not there")
 
     classes, paths, targets = READERS[name](root, split)
     if difficult == "negative" and name in ("voc2007", "voc2012") and split == "test":
-        targets = np.maximum(targets, 0)
+        targets = np.maximum(targets, 0)  # -1 becomes 0
     dataset = Dataset(classes, paths, targets, upright=name == "csv")
     if drop_unlabelled:
         labelled = (targets == 1).any(axis=1)
@@ -112,21 +118,23 @@ def load(name, root="", split="train", *, drop_unlabelled=False, difficult="igno
         dataset = dataset.subset(long_tailed(dataset.targets, long_tail))
 
     if dataset.targets.size == 0:
-        raise InputError(f"{name} {split} in {root}: {len(dataset)} images, {len(classes)} classes")
+        raise InputError(f"{name} {split} in {root} is empty: {len(dataset)} images, "
+                         f"{len(classes)} classes")
     if len(set(classes)) < len(classes):
         raise InputError(f"{name} {split} in {root}: {len(classes)} classes with "
                          f"{len(set(classes))} different names")
     if check:
         lost = missing(dataset.paths)
         if lost:
-            raise InputError(f"{dataset.paths[lost[0]]} and {len(lost) - 1} more listed images are "
-                             f"missing: `python -m tools.check --data {name} --root {root}` names "
-                             "them all")
+            raise InputError(f"{len(lost)} of {len(dataset)} listed images are missing, "
+                             f"{dataset.paths[lost[0]]} first: `python -m tools.check --data "
+                             f"{name} --root {root}` names them all")
     return dataset
 
 
 def load_splits(settings):
-    """The splits of a training run by name: train, test, and val where your own data has it."""
+    """The splits of a training run by name: train, test, and val where your own data has it.
+    --limit shortens the training split."""
     splits = {}
     for split in split_names(settings.data, settings.root):
         splits[split] = load(settings.data, settings.root, split,
@@ -185,13 +193,15 @@ def transform(image_size, augment=()):
 
 def cutout(image):
     """Covers a square of half the side of `image`, uint8 (3, H, W), with one random color, in
-    place. The center of the square lies in the image."""
+    place. Its center is a random pixel; what leaves the image is cut off."""
     height, width = image.shape[1:]
     y = random_integer(height)
     x = random_integer(width)
     color = torch.randint(256, (3, 1, 1), dtype=torch.uint8)
-    top, bottom = max(y - height // 4, 0), y + height // 4 + 1  # both ends are covered
-    left, right = max(x - width // 4, 0), x + width // 4 + 1
+    top = max(y - height // 4, 0)
+    bottom = y + height // 4 + 1  # as released: the last row and column are covered, too
+    left = max(x - width // 4, 0)
+    right = x + width // 4 + 1
     image[:, top:bottom, left:right] = color
     return image
 
@@ -201,29 +211,30 @@ def cutout(image):
 
 def make_loader(dataset, settings, training):
     """A DataLoader of (images uint8 (B, 3, H, W), targets int8 (B, K)); B is this process's share
-    of settings.batch_size."""
+    of settings.batch_size. Sets the transform and the seed of `dataset`."""
     if training:
         dataset.transform = transform(settings.image_size, settings.augment)
         dataset.seed = settings.seed
         drop_last = settings.drop_last and len(dataset) >= settings.batch_size
-        # The sampler adds the epoch to its seed.
+        # The sampler's random numbers depend on its seed + epoch: so no two seeds share an order.
         sampler = DistributedSampler(dataset, num_replicas=world_size(), rank=rank(),
-                                     seed=1000 * settings.seed, drop_last=drop_last)
+                                     seed=10000 * settings.seed, drop_last=drop_last)
     else:
         dataset.transform = transform(settings.image_size)
         drop_last = False
-        sampler = range(rank(), len(dataset), world_size())  # each image once
+        # Each image once, where DistributedSampler would repeat some. eval.predict relies on it.
+        sampler = range(rank(), len(dataset), world_size())
     workers = settings.workers
     if workers < 0:
         workers = default_workers()
-    return DataLoader(dataset, batch_size=settings.batch_size // world_size(), sampler=sampler,
-                      drop_last=drop_last, num_workers=workers,
+    return DataLoader(dataset, batch_size=max(settings.batch_size // world_size(), 1),
+                      sampler=sampler, drop_last=drop_last, num_workers=workers,
                       pin_memory=torch.cuda.is_available(),
-                      generator=torch.Generator())  # its own: the global one is the model's
+                      generator=torch.Generator())  # else it would draw from the model's generator
 
 
 def default_workers():
-    """Loading processes for this process: without a GPU, the model needs cores, too."""
+    """The number of loading processes. Without a GPU, half the cores stay free for the model."""
     cores = os.cpu_count() // int(os.environ.get("LOCAL_WORLD_SIZE", "1"))
     if not torch.cuda.is_available():
         cores = cores // 2
@@ -239,5 +250,5 @@ class Normalize:
 
     def __call__(self, images):
         images = images.to(self.mean.device, non_blocking=True)
-        images = images.to(self.mean.dtype, memory_format=torch.channels_last)
+        images = images.to(self.mean.dtype, memory_format=torch.channels_last)  # a copy
         return images.sub_(self.mean).div_(self.std)

@@ -2,7 +2,7 @@
 
 AP has three definitions in use, up to two points apart, so every table must say which one it shows:
     all-points   the mean, over the positives, of the precision at their score (CSRA, ASL, CPRFL)
-    envelope     the same after precision is made monotone from the right; never lower (Q2L)
+    envelope     the same, with the best precision at this recall or a higher one (Q2L)
     11-point     the mean of the envelope at recall 0, 0.1, ..., 1 (PASCAL VOC 2007)
 The first is the default. Unknown entries (-1) are ignored. A class without positives has no AP: it
 is left out of every mean over classes, and listed.
@@ -24,8 +24,9 @@ from data import Dataset, Normalize, label_warnings, load, make_loader
 from lib import distributed
 from lib.checkpoint import read_checkpoint
 from lib.models import import_method, model_of, reported_weights
+from lib.settings import integer, integers
 from readers import READERS
-from readers.errors import InputError, name_errors
+from readers.errors import InputError, explain_errors
 
 KINDS = ("all-points", "envelope", "11-point")
 
@@ -68,21 +69,26 @@ def average_precision_of_class(scores, targets, kind):
     if kind != "all-points":
         precision = np.maximum.accumulate(precision[::-1])[::-1]  # the envelope
     if kind == "11-point":
-        tenths = total * np.arange(11)
-        reached = np.searchsorted(10 * true_positives, tenths)  # in integers: recall >= t / 10
-        return precision[reached].mean()
+        # the first place with recall >= t / 10, in integers: 10 TP >= t total, for t = 0..10
+        places = np.searchsorted(10 * true_positives, total * np.arange(11))
+        return precision[places].mean()
     new_positives = np.diff(true_positives, prepend=0)
     return (precision * new_positives).sum() / total
 
 
 def metrics(scores, targets, threshold=0.5, kind="all-points", counts=None):
-    """A dictionary, in percent: mAP; precision, recall and F1 over classes (CP, CR, CF1) and over
-    all decisions score > threshold (OP, OR, OF1), with the suffix _3 for those in an image's top 3;
-    AP and the number of positives of each class.
+    """A dictionary, in percent:
 
-    scores: probabilities (N, K); targets (N, K): 1, 0, -1 (unknown); threshold: one, or one per
-    class (K,); counts (K,): training images per class, which adds head, medium and tail mAP where
-    one is below 100. Precision without predictions is 0. Without positives, mAP and AP are None.
+        mAP                 mean AP over classes; head, medium, tail: over these classes
+        CP, CR, CF1         precision and recall, means over classes, and the F1 of the two means
+        OP, OR, OF1         precision, recall and F1 over all decisions
+        CP_3, ..., OF1_3    the same, if only the three highest scores of an image may be positive
+        AP, positives       of each class: AP (None without positives), number of positives
+
+    scores: probabilities (N, K); targets (N, K): 1, 0, -1 (unknown). threshold: a score above it is
+    a positive decision; one number, or one per class (K,). counts (K,): training images per class;
+    without it, or where all classes have 100 or more, head, medium and tail are left out.
+    Precision without any decision is 0. Without positives, mAP is None.
     """
     scores = np.asarray(scores, np.float64)
     targets = np.asarray(targets)
@@ -102,12 +108,13 @@ def metrics(scores, targets, threshold=0.5, kind="all-points", counts=None):
         correct = predicted & positive
         precision = correct.sum(axis=0) / np.maximum(predicted.sum(axis=0), 1)  # (K,)
         recall = correct.sum(axis=0) / np.maximum(positive.sum(axis=0), 1)
-        cp = 100 * (mean_of(precision[has_positives]) or 0)
-        cr = 100 * (mean_of(recall[has_positives]) or 0)
+        classes = max(has_positives.sum(), 1)
+        cp = 100 * precision[has_positives].sum() / classes
+        cr = 100 * recall[has_positives].sum() / classes
         op = 100 * correct.sum() / max(predicted.sum(), 1)
         o_r = 100 * correct.sum() / max(positive.sum(), 1)
-        result["CP" + suffix] = cp
-        result["CR" + suffix] = cr
+        result["CP" + suffix] = float(cp)
+        result["CR" + suffix] = float(cr)
         result["CF1" + suffix] = f1(cp, cr)
         result["OP" + suffix] = float(op)
         result["OR" + suffix] = float(o_r)
@@ -135,7 +142,7 @@ def in_top_3(scores):
 
 
 def mean_of(values):
-    """The mean without nan; None of no values."""
+    """The mean of the values that are not nan; None if there are none."""
     values = values[~np.isnan(values)]
     if len(values) == 0:
         return None
@@ -152,7 +159,7 @@ def f1(precision, recall):
 
 @torch.inference_mode()
 def predict(model, loader, normalize, amp_dtype, flip=False):
-    """Probabilities float64 (N, K) of all images in a test loader's data set, from all processes.
+    """Probabilities float64 (N, K) of all images of a test loader; each process gets all of them.
 
     `flip`: the mean with the mirrored image. Raises InputError where a score is nan.
     """
@@ -166,17 +173,17 @@ def predict(model, loader, normalize, amp_dtype, flip=False):
             views = [model(images)]
             if flip:
                 views.append(model(images.flip(3)))
-        all_logits.append(torch.stack(views))  # on the device: wait for it only at the end
+        all_logits.append(torch.stack(views))  # on the device: .cpu() would wait in each batch
         if step % 50 == 0 and distributed.is_main():
             print(f"tested {step} of {len(loader)} batches", file=sys.stderr)
 
     # A process may have none of the images.
     own_scores = np.zeros((0, len(loader.dataset.classes)))
     if all_logits:
-        logits = torch.cat(all_logits, dim=1).cpu().double()  # in float32, large ones would tie
+        logits = torch.cat(all_logits, dim=1).cpu().double()  # a float32 sigmoid rounds to 1
         own_scores = logits.sigmoid().mean(0).numpy()
     scores = np.zeros((len(loader.dataset), len(loader.dataset.classes)))
-    for rank, part in enumerate(distributed.gather(own_scores)):
+    for rank, part in enumerate(distributed.gather(own_scores)):  # the order of make_loader
         scores[rank::distributed.world_size()] = part
     bad = np.isnan(scores).any(axis=1).sum()
     if bad:
@@ -185,73 +192,92 @@ def predict(model, loader, normalize, amp_dtype, flip=False):
     return scores
 
 
-def scores_at_sizes(model, dataset, settings, device, sizes, flip=False):
-    """The mean, over image sizes, of the probabilities (N, K)."""
-    normalize = Normalize(settings.mean, settings.std, device)
-    amp_dtype = distributed.autocast_dtype(device, settings.amp)
-    total = 0
-    for size in sizes:
-        settings = copy.copy(settings)
-        settings.image_size = size
-        loader = make_loader(dataset, settings, training=False)
-        resized = at_size(model, size).to(device, memory_format=torch.channels_last)
-        total = total + predict(resized, loader, normalize, amp_dtype, flip)
-    return total / len(sizes)
-
-
 def at_size(model, size):
-    """A copy for images of this size. ViT and Swin resample their position embeddings, always from
-    the trained ones; a ResNet takes any size."""
+    """A copy for images of this size. ViT and Swin resample their position embeddings; a ResNet
+    takes any size."""
     model = copy.deepcopy(model)
-    with name_errors(f"image size {size}", "choose a multiple of the backbone's patches"):
+    with explain_errors(f"image size {size}", "choose a multiple of the backbone's patches"):
         backbone = getattr(model, "backbone", None)
         if hasattr(backbone, "set_input_size"):
             backbone.set_input_size((size, size))
         with torch.no_grad():
-            model.eval()(torch.zeros(1, 3, size, size))
+            model.eval()(torch.zeros(1, 3, size, size))  # fails if the size does not fit
     return model
 
 
 class Residual(nn.Module):
-    """CSRA's test-time trick on a trained model that pools the class scores of its cells."""
+    """CSRA's trick at test time: the mean class score of the cells + lam x the highest. For models
+    with a linear classifier of the mean feature: asl.py's, and csra.py's without attention."""
 
     def __init__(self, model, lam):
         super().__init__()
         self.model = model
-        self.backbone = model.backbone  # for at_size
         self.lam = lam
         self.residual = import_method("csra").residual
         head = getattr(model, "head", None)
-        self.csra_without_attention = getattr(head, "lam", None) == 0
-        if not self.csra_without_attention and not isinstance(head, nn.Linear):
+        self.from_csra = getattr(head, "lam", None) == 0
+        if not self.from_csra and not isinstance(head, nn.Linear):
             raise InputError("--residual needs a pooled linear classifier: asl.py's, or csra "
                              "--lam 0")
 
     def forward(self, images):
-        if self.csra_without_attention:
+        if self.from_csra:
             s = self.model.head.scores(self.model.features(images))  # (B, heads, K, HW)
-        else:
-            _, maps = self.model.attention(images)  # (B, K, H, W)
-            s = maps.flatten(2)[:, None]  # (B, 1, K, HW)
-        return self.residual(s, self.lam).sum(1)
+            return self.residual(s, self.lam).sum(1)
+        _, maps = self.model.attention(images)  # class scores (B, K, H, W)
+        return self.residual(maps.flatten(2), self.lam)
 
 
-def split_for(checkpoint, name, root, split, limit=0):
-    """A split of the data set `name` with the checkpoint's classes: columns are chosen by name."""
-    settings = checkpoint["settings"]
-    classes = checkpoint["classes"]
-    dataset = load(name, root, split, drop_unlabelled=settings.drop_unlabelled,
-                   difficult=settings.difficult, long_tail=settings.long_tail)
-    lost = [label for label in classes if label not in dataset.classes]
-    if lost:
-        raise InputError(f"{name} lacks {len(lost)} classes of the model: {lost[:5]}...")
-    if len(dataset.classes) > len(classes) and distributed.is_main():
-        print(f"{name}: only the model's {len(classes)} of {len(dataset.classes)} classes count",
-              file=sys.stderr)
-    columns = [dataset.classes.index(label) for label in classes]
-    dataset = Dataset(classes, dataset.paths, dataset.targets[:, columns], dataset.upright)
-    return dataset.sample(limit)
+class Evaluation:
+    """A checkpoint's model on this machine, and the data with the classes that it knows."""
 
+    def __init__(self, path, weights=None, workers=-1, residual=None):
+        """weights: raw or ema, by default those that the run reports. Raises InputError."""
+        self.device = distributed.start()
+        self.checkpoint = read_checkpoint(path)
+        self.classes = self.checkpoint["classes"]
+        self.settings = self.checkpoint["settings"]
+        self.settings.workers = workers
+        self.weights, state = reported_weights(self.checkpoint, weights)
+        self.model = model_of(self.checkpoint, state, path)
+        self.residual = residual
+        if residual is not None:
+            Residual(self.model, residual)  # fails here if it does not fit
+
+    def load(self, split, name=None, root=None, limit=0):
+        """A split of the data set `name`, by default the one trained on. Its columns are put into
+        the order of the model's classes; other classes are left out."""
+        name = name or self.settings.data
+        root = root or self.settings.root
+        dataset = load(name, root, split, drop_unlabelled=self.settings.drop_unlabelled,
+                       difficult=self.settings.difficult, long_tail=self.settings.long_tail)
+        lost = [label for label in self.classes if label not in dataset.classes]
+        if lost:
+            raise InputError(f"{name} lacks {len(lost)} classes of the model: {lost[:5]}...")
+        if len(dataset.classes) > len(self.classes) and distributed.is_main():
+            print(f"{name}: only the model's {len(self.classes)} of {len(dataset.classes)} classes "
+                  "count", file=sys.stderr)
+        columns = [dataset.classes.index(label) for label in self.classes]
+        dataset = Dataset(self.classes, dataset.paths, dataset.targets[:, columns], dataset.upright)
+        return dataset.sample(limit)
+
+    def scores(self, dataset, sizes=None, flip=False):
+        """Probabilities (N, K), the mean over image sizes; by default the size trained on."""
+        if sizes is None:
+            sizes = [self.settings.image_size]
+        normalize = Normalize(self.settings.mean, self.settings.std, self.device)
+        amp_dtype = distributed.autocast_dtype(self.device, self.settings.amp)
+        total = 0
+        for size in sizes:
+            settings = copy.copy(self.settings)
+            settings.image_size = size
+            loader = make_loader(dataset, settings, training=False)
+            model = at_size(self.model, size)
+            if self.residual is not None:
+                model = Residual(model, self.residual)
+            model.to(self.device, memory_format=torch.channels_last)
+            total = total + predict(model, loader, normalize, amp_dtype, flip)
+        return total / len(sizes)
 
 # ------------------------------------------------------------------------------------- command line
 
@@ -259,74 +285,66 @@ def split_for(checkpoint, name, root, split, limit=0):
 def arguments(argv):
     parser = argparse.ArgumentParser(description="The table of a checkpoint.", allow_abbrev=False)
     flag = parser.add_argument
-    flag("--checkpoint", required=True, help="OUT/last.pt of train.py or tools/convert.py")
-    flag("--weights", choices=["raw", "ema"], help="default: those that the recipe reports")
+    flag("--checkpoint", required=True, help="last.pt or best.pt of train.py, or a converted one")
+    flag("--weights", choices=["raw", "ema"], help="default: those that the run reports")
     flag("--data", choices=READERS, help="default: the data set trained on")
     flag("--root", help="default: the folder used in training")
     flag("--split", default="test", choices=["train", "val", "test"], help="the split to evaluate")
-    flag("--workers", type=int, default=-1, help="loading processes; -1: automatic")
-    flag("--limit", type=int, default=0, help="a random N of the images, the same each time")
+    flag("--workers", type=integer(-1), default=-1, help="loading processes; -1: automatic")
+    flag("--limit", type=integer(0), default=0, help="a random N of the images, always the same")
     flag("--ap", default="all-points", choices=KINDS, help="definition of AP")
     flag("--threshold", default="0.5", help="a number, or a file of python -m tools.thresholds")
     sizes = parser.add_mutually_exclusive_group()
-    sizes.add_argument("--image-size", type=int, help="default: the size used in training")
-    sizes.add_argument("--sizes", help="image sizes to average over, such as 448,576")
+    sizes.add_argument("--image-size", type=integer(1), help="default: the size used in training")
+    sizes.add_argument("--sizes", type=integers, help="sizes to average over, such as 448,576")
     flag("--flip", action="store_true", help="average with the mirrored image")
     flag("--residual", type=float, metavar="LAM", help="CSRA's test-time trick: + LAM x max score")
     flag("--out", metavar="JSON", help="write the table")
     flag("--scores", metavar="NPZ", help="write scores, targets, classes, paths")
-    args = parser.parse_args(argv)
-    if args.limit < 0 or args.workers < -1:
-        parser.error("--limit and --workers: must not be negative")
-    return args
+    return parser.parse_args(argv)
 
 
 def main(argv=None):
     args = arguments(argv)
     refuse_unwritable([args.out, args.scores], inputs=[args.checkpoint, args.threshold])
-    device = distributed.start()
-    checkpoint = read_checkpoint(args.checkpoint)
-    settings = checkpoint["settings"]
-    settings.workers = args.workers
-    data = args.data or settings.data
-    root = args.root or settings.root
-    threshold = read_threshold(args.threshold, checkpoint["classes"])
-    weights, state = reported_weights(checkpoint, args.weights)
-    model = model_of(checkpoint, state, args.checkpoint)
-    if args.residual is not None:
-        model = Residual(model, args.residual)
-    sizes = [args.image_size or settings.image_size]
-    if args.sizes:
-        with name_errors(f"--sizes {args.sizes}", "numbers, such as 448,576"):
-            sizes = [int(size) for size in args.sizes.split(",")]
-
-    dataset = split_for(checkpoint, data, root, args.split, args.limit)
-    scores = scores_at_sizes(model, dataset, settings, device, sizes, args.flip)
+    evaluation = Evaluation(args.checkpoint, args.weights, args.workers, args.residual)
+    settings = evaluation.settings
+    threshold = read_threshold(args.threshold, evaluation.classes)
+    sizes = args.sizes or [args.image_size or settings.image_size]
+    dataset = evaluation.load(args.split, args.data, args.root, args.limit)
+    scores = evaluation.scores(dataset, sizes, args.flip)
     if not distributed.is_main():
         return
 
-    title = (f"{settings.model} on {data} {args.split}: {len(scores)} images, {weights} weights, "
-             f"image size {'+'.join(str(size) for size in sizes)}")
-    if args.flip:
-        title += " and mirrored"
-    if args.residual is not None:
-        title += f", residual {args.residual}"
-    if data in ("voc2007", "voc2012"):
-        title += f", difficult objects {settings.difficult}"
-    if args.scores:
-        write_scores(args.scores, scores, dataset)
     for warning in label_warnings(dataset, args.split):
         print(warning, file=sys.stderr)
-    result = metrics(scores, dataset.targets, threshold, args.ap, checkpoint["class_counts"])
-    result["what"] = title
+    counts = evaluation.checkpoint["class_counts"]
+    result = metrics(scores, dataset.targets, threshold, args.ap, counts)
+    result["what"] = title(evaluation, args, sizes, len(scores))
     result["ap"] = args.ap
-    result["threshold"] = np.asarray(threshold).tolist()
+    result["threshold"] = threshold.tolist()
     result["classes"] = dataset.classes
     result["images"] = len(scores)
     print_table(result)
     if args.out:
-        with name_errors(args.out, "make room, or choose another place to write to"):
+        with explain_errors(args.out, "make room, or choose another place to write to"):
             Path(args.out).write_text(json.dumps(result))
+    if args.scores:
+        write_scores(args.scores, scores, dataset)
+
+
+def title(evaluation, args, sizes, count):
+    """What the table is of."""
+    data = args.data or evaluation.settings.data
+    text = (f"{evaluation.settings.model} on {data} {args.split}: {count} images, "
+            f"{evaluation.weights} weights, image size {'+'.join(str(size) for size in sizes)}")
+    if args.flip:
+        text += " and mirrored"
+    if args.residual is not None:
+        text += f", residual {args.residual}"
+    if data in ("voc2007", "voc2012"):
+        text += f", difficult objects {evaluation.settings.difficult}"
+    return text
 
 
 def print_table(result):
@@ -351,51 +369,52 @@ def print_table(result):
 
 
 def read_threshold(text, classes):
-    """A number, or the content of a file of tools/thresholds.py: a number or one per class (K,)."""
-    with name_errors(f"--threshold {text}", "it takes a number in [0, 1], or a file of python -m "
-                                            "tools.thresholds for these classes"):
-        lowest = 0
-        if not Path(text).is_file():
-            values = np.array(float(text))
+    """--threshold -> an array: () of a number, () or (K,) of a file of tools/thresholds.py."""
+    remedy = "a number in [0, 1] is needed, or a file of tools.thresholds for these classes"
+    with explain_errors(f"--threshold {text}", remedy):
+        if Path(text).is_file():
+            content = json.loads(Path(text).read_bytes())
+            values = content["threshold"]
+            lowest = -1  # where all scores are 0, the best threshold is below
         else:
-            lowest = -1  # where all scores are 0, a tuned threshold lies below
-            stored = json.loads(Path(text).read_bytes())["threshold"]
-            if isinstance(stored, dict):
-                stored = [stored[name] for name in classes]
-            if any(isinstance(value, bool) for value in np.atleast_1d(np.array(stored, object))):
-                raise ValueError("true and false are no thresholds")
-            values = np.array(stored, np.float64)
-            if values.shape not in ((), (len(classes),)):
-                raise ValueError("neither one number nor one per class")
-        if not ((values >= lowest) & (values <= 1)).all():
-            raise ValueError("not in [0, 1]")
-    return values
+            values = float(text)
+            lowest = 0
+        if isinstance(values, dict):
+            values = [values[name] for name in classes]
+        array = np.array(values)
+        if array.dtype.kind not in "if" or array.shape not in ((), (len(classes),)):
+            raise ValueError("neither one number nor one per class")
+        if not ((array >= lowest) & (array <= 1)).all():
+            raise ValueError("not a probability")
+    return array
 
 
-def refuse_unwritable(outputs, inputs=()):
-    """Checks where results go to, before the work; None: no output. Raises InputError."""
-    taken = [os.path.realpath(path) for path in inputs if path]
+def refuse_unwritable(outputs, inputs):
+    """Makes the folders of the files `outputs`, and raises InputError where one cannot be written,
+    or is one of `inputs` or named twice. None entries are skipped."""
+    taken = [os.path.realpath(path) for path in inputs]
     for path in outputs:
         if path is None:
             continue
         if os.path.realpath(path) in taken:
             raise InputError(f"{path} is read or written by another flag, too: choose another file")
         taken.append(os.path.realpath(path))
-        with name_errors(path, "choose another place to write to"):
-            Path(path).parent.mkdir(parents=True, exist_ok=True)
+        with explain_errors(path, "choose another place to write to"):
+            folder = Path(path).parent
+            folder.mkdir(parents=True, exist_ok=True)
             if Path(path).is_dir():
                 raise IsADirectoryError("a folder, where a file is needed")
-            if not os.access(Path(path).parent, os.W_OK):
+            if not os.access(folder, os.W_OK):
                 raise PermissionError("the folder is not writable")
 
 
 def write_scores(path, scores, dataset):
     """scores and targets (N, K), classes, paths, as numpy's npz."""
     remedy = "make room, or choose another place to write to"
-    with name_errors(path, remedy), open(path, "wb") as file:
+    with explain_errors(path, remedy), open(path, "wb") as file:
         np.savez_compressed(file, scores=scores, targets=dataset.targets,
                             classes=np.array(dataset.classes),
-                            paths=np.array(list(dataset.paths), str))
+                            paths=np.array(list(dataset.paths), str))  # readable without pickle
 
 
 if __name__ == "__main__":

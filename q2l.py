@@ -1,31 +1,32 @@
 """Q2L: Query2Label. Label embeddings look for their class in the image, by cross-attention.
 
 Paper: Liu et al., "Query2Label: A Simple Transformer Way to Multi-Label Classification",
-arXiv 2107.10834. The equations are numbered here, in the order of the paper's section 3; ~ means
-that a position embedding has been added, F is the feature map's H W tokens of width d:
+arXiv 2107.10834. Its equations, with numbers of this file. ~X is X + its position embedding; F is
+the feature map as HW tokens of width d:
 
     (1)  Q'  = MHA(~Q, ~Q, Q)         self-attention among the labels
     (2)  Q'' = MHA(~Q', ~F, F)        cross-attention from labels to tokens
     (3)  Q_i = FFN(Q'')               decoder layer i
     (4)  p_k = sigmoid(W_k . Q_k + b_k)
-    (5)  y = 1: (1 - p)^g+ log p;  y = 0: p^g- log(1 - p)      simplified asymmetric loss
+    (5)  loss: minus the mean of (1 - p)^g+ log p where y = 1, of p^g- log(1 - p) where y = 0
 
 Paper, released code, this file:
-- Eq. 1: the released decoder has no self-attention (deleted by default), nor have its checkpoints.
-  Here `self_attention=False` is the released decoder, True the paper's.
-- Eq. 5: the paper has g+ 0, g- 1; the released command g- 2 (TResNet: 0, plain cross-entropy),
-  weights without gradient, p at least 1e-5, sum / B / K * 1000. Here `loss` is the released one;
-  GAMMAS names both pairs, and --gamma-neg 1 is the paper's.
-- Reported epoch: the released code reports the better of raw weights and average at the best epoch
-  on the test set, and stops when 9 epochs pass without a better one and the average is below its
-  best. Here: the average (EMA) after an epoch that the recipe fixes.
+- Eq. 1: the released decoder and its checkpoints have no self-attention. Here
+  `self_attention=False` is the released decoder, True the paper's.
+- Eq. 5, gammas: g+ 0, g- 1 in the paper; the released command has g- 2, the released TResNets 0,
+  which is plain cross-entropy. Here as released; --gamma-neg 1 is the paper's.
+- Eq. 5, details, as released: focusing weights without gradient, p at least 1e-5, times 1000.
+- Reported epoch: the released code reports the better of raw weights and their average (EMA), at
+  the best epoch on the test set; it stops when 9 epochs pass without a better one and the EMA is
+  below its best. Here: the EMA weights after an epoch that the recipe fixes.
 - Frozen as released (`freeze`): stem and layer1 of ResNet and TResNet, every BatchNorm of a ResNet.
   Without pretrained weights they would stay random: --no-freeze.
-- The decoder starts from zeros; label embeddings are the labels' positions, added in every layer.
-- The run that reaches 96.1 on VOC 2007 has self-attention in the second decoder layer only. Here it
-  is in both: in the first, whose values are zeros, it adds the same vector to every label.
-- Cutout of half the side, as in the logs that reach the figures on COCO and NUS-WIDE: the default
-  of the released flag ends in an error today.
+- The decoder's input is 0; label embeddings are its position embeddings, added in every layer, as
+  released.
+- VOC 2007: the run that reaches 96.1 has self-attention in the second decoder layer only. Here it
+  is in both: in the first, whose input is 0, it adds the same vector to every label.
+- Cutout of half the side on COCO and NUS-WIDE, as in the logs that reach the figures: with the
+  released default length, it raises an error today.
 - Left out: a learning rate multiplier of batch / 256, which OneCycle overrides.
 
 Run: python q2l.py                            synthetic scenes on a CPU: 98.4 mAP
@@ -41,7 +42,7 @@ from timm.models import resnet, tresnet
 from torch import nn
 from torch.nn.modules.batchnorm import _BatchNorm
 
-GAMMAS = {
+GAMMAS = {  # for `loss`
     "paper": {"gamma_pos": 0, "gamma_neg": 1},
     "released": {"gamma_pos": 0, "gamma_neg": 2},
 }
@@ -50,8 +51,7 @@ GAMMAS = {
 class Attention(nn.Module):
     """Multi-head attention through torch's fused kernel. Queries of batch size 1 serve all images.
 
-    Queries, keys and values have a matrix each: the gradient of one matrix for all three would be
-    assembled from three copies.
+    Queries, keys and values have a matrix each, which is faster than one matrix (3 d, d) here.
     """
 
     def __init__(self, d, heads, dropout):
@@ -63,14 +63,15 @@ class Attention(nn.Module):
         self.v = nn.Linear(d, d)
         self.out_proj = nn.Linear(d, d)
         for linear in (self.q, self.k, self.v):
-            # scaled as one matrix (3 d, d), as in torch's layers
+            # the bound of Xavier's rule for one matrix (3 d, d), as in torch's layers
             nn.init.xavier_uniform_(linear.weight, gain=math.sqrt(0.5))
             nn.init.zeros_(linear.bias)
         nn.init.xavier_uniform_(self.out_proj.weight)
         nn.init.zeros_(self.out_proj.bias)
 
     def forward(self, q, k, v, need_map=False):
-        """q (B or 1, N, d), k and v (B, M, d) -> (B, N, d), and the weights (B, heads, N, M)."""
+        """q (B or 1, N, d), k and v (B, M, d) -> (B, N, d), and with `need_map` the weights
+        (B, heads, N, M), else None."""
         q = self.split_heads(self.q(q))
         k = self.split_heads(self.k(k))
         v = self.split_heads(self.v(v))
@@ -89,8 +90,11 @@ class Attention(nn.Module):
 
 
 class Layer(nn.Module):
-    """Eq. 1-3, post-norm. Without self-attention there is no norm1, as in the released decoder. The
-    encoder uses it, too, with the tokens as queries."""
+    """A decoder layer: Eq. 1-3, post-norm. Without self-attention there is no norm1, as released.
+
+    The encoder uses it, too: there, multihead_attn attends from tokens to tokens. Names are as in
+    released checkpoints.
+    """
 
     def __init__(self, d, heads, ffn, dropout, self_attention=False):
         super().__init__()
@@ -116,7 +120,7 @@ class Layer(nn.Module):
         found, weights = self.multihead_attn(x + pos, keys, values, need_map)  # Eq. 2
         x = self.norm2(x + self.dropout(found))
         hidden = self.linear1(x)  # (B, N, ffn)
-        # Dropout before the ReLU gives the same values, and both work in place.
+        # In place, to save memory. Dropout and ReLU may be exchanged.
         hidden = F.dropout(hidden, self.dropout.p, self.training, inplace=True).relu_()
         x = self.norm3(x + self.dropout(self.linear2(hidden)))  # Eq. 3
         return x, weights
@@ -162,18 +166,18 @@ class Q2LHead(nn.Module):
         for layer in self.encoder:
             tokens, _ = layer(tokens, pos, tokens + pos, tokens)
 
-        # All images start with the same labels, so one row of queries serves them until they have
-        # seen a token. In training, the dropout of self-attention differs from image to image.
+        # All images start with the same queries, so one row (batch size 1) serves them all, until
+        # they have seen a token; unless self-attention has dropout, which differs between images.
         rows = 1
         if self.training and self.decoder[0].self_attention:
             rows = tokens.shape[0]
-        labels = torch.zeros_like(self.query_embed).expand(rows, -1, -1)  # (B or 1, K, d)
+        queries = torch.zeros_like(self.query_embed).expand(rows, -1, -1)  # (B or 1, K, d)
         keys = tokens + pos
         maps = []
         for layer in self.decoder:
-            labels, weights = layer(labels, self.query_embed, keys, tokens, need_maps)
+            queries, weights = layer(queries, self.query_embed, keys, tokens, need_maps)
             maps.append(weights)
-        logits = (self.norm(labels) * self.W).sum(-1) + self.b  # Eq. 4
+        logits = (self.norm(queries) * self.W).sum(-1) + self.b  # Eq. 4
         if not need_maps:
             return logits, None
         return logits, torch.stack(maps, 1).unflatten(-1, (H, W))
@@ -182,10 +186,11 @@ class Q2LHead(nn.Module):
 class Q2L(nn.Module):
     """Images (B, 3, h, w), any size for a ResNet -> logits (B, len(classes)): backbone and head.
 
-    `d_model`: None is the backbone's width. `self_attention`: True is the paper's decoder, False
-    the released one. `project`: True is a 1 x 1 convolution to d_model, False is none, None is one
-    only where the widths differ. `freeze`: stem and layer1 of a ResNet or TResNet, and a ResNet's
-    BatchNorms. `output_stride`: 8 or 16 keeps maps finer than 1/32. Raises ValueError.
+    `d_model`: the Transformer's width; None: the backbone's. `self_attention`: True is the paper's
+    decoder, False the released one. `project`: a 1 x 1 convolution to d_model; None: only where the
+    widths differ. `freeze`: stem and layer1 of a ResNet or TResNet, and a ResNet's BatchNorms.
+    `output_stride`: 8 or 16 keeps maps finer than 1/32. Raises ValueError for settings that do not
+    fit together.
     """
 
     def __init__(self, classes, *, backbone, pretrained, image_size, d_model: int | None = None,
@@ -197,7 +202,8 @@ class Q2L(nn.Module):
         fixed_size = getattr(config, "fixed_input_size", False)  # ViT, Swin
         self.backbone = timm.create_model(
             backbone, pretrained=pretrained, num_classes=0, global_pool="",
-            img_size=image_size if fixed_size else None, output_stride=output_stride)
+            img_size=image_size if fixed_size else None,  # timm drops what is None
+            output_stride=output_stride)
         self.frozen_norms = False
         if freeze and isinstance(self.backbone, tresnet.TResNet):
             self.backbone.body.conv1.requires_grad_(False)
@@ -215,9 +221,11 @@ class Q2L(nn.Module):
         if d_model % 4 or d_model % heads:
             raise ValueError(f"d_model={d_model}: must be a multiple of 4 and of heads")
         if decoder_layers < 1:
-            raise ValueError("decoder_layers=0: the decoder reads the labels off the image")
+            raise ValueError("decoder_layers must be at least 1")
         if project is None:
             project = width != d_model
+        if not project and width != d_model:
+            raise ValueError(f"project=False: d_model must be the backbone's width, {width}")
         self.input_proj = nn.Conv2d(width, d_model, 1) if project else nn.Identity()
         self.head = Q2LHead(len(classes), d_model, ffn, heads, encoder_layers, decoder_layers,
                             self_attention, dropout)
@@ -226,8 +234,7 @@ class Q2L(nn.Module):
         return [m for m in self.backbone.modules() if isinstance(m, _BatchNorm)]
 
     def train(self, mode=True):
-        """Frozen BatchNorm stays in evaluation mode. Under autocast this is faster than scale and
-        shift as separate tensors, which would be float32."""
+        """Frozen BatchNorm stays in evaluation mode."""
         super().train(mode)
         if self.frozen_norms:
             for norm in self.norms():
@@ -237,7 +244,7 @@ class Q2L(nn.Module):
     def features(self, images):
         """(B, 3, h, w) -> (B, d, H, W), from NCHW (ResNet), NHWC (Swin) or tokens (ViT)."""
         x = self.backbone.forward_features(images)
-        if x.ndim == 3:  # (B, class and register tokens + HW, d)
+        if x.ndim == 3:  # tokens (B, prefix + HW, d); the prefix is a class token, registers
             grid = self.backbone.patch_embed.dynamic_feat_size(images.shape[-2:])
             x = x[:, self.backbone.num_prefix_tokens:]
             x = x.transpose(1, 2).unflatten(2, grid)
@@ -255,13 +262,12 @@ class Q2L(nn.Module):
 
 
 build = Q2L  # the name that train.py calls
-REDUCTION = "mean"  # of `loss` over the batch
+REDUCTION = "mean"  # for train.py: what `loss` does over the batch
 
 
 def loss(logits, targets, gamma_pos=0.0, gamma_neg=2.0, eps=1e-5):
-    """Eq. 5 as released: detached weights, sum / B / K * 1000. logits, targets (B, K): 1, 0, -1
-    (unknown: adds 0, but counts in B K). For Adam, 1000 matters only through eps and clipping.
-    Paper: GAMMAS["paper"].
+    """Eq. 5 as released: sum / B / K * 1000. logits, targets (B, K): 1, 0, -1 (unknown: adds 0, but
+    counts in B K). With AdamW, 1000 matters only through Adam's own eps and gradient clipping.
     """
     z = logits.to(torch.promote_types(logits.dtype, torch.float32))  # float64 stays
     p = torch.sigmoid(z)
@@ -275,48 +281,48 @@ def loss(logits, targets, gamma_pos=0.0, gamma_neg=2.0, eps=1e-5):
 
 
 def param_groups(model, lr, weight_decay, head_lr=1.0, decay_1d=True):
-    """Parameter groups of all that is not frozen, as released: one learning rate; weight decay on
-    everything with ResNet-101, `decay_1d=False` (none on biases and norms) with TResNet. Another
-    `head_lr` gives the Transformer `head_lr` x `lr`."""
+    """Parameter groups of all that is not frozen. `head_lr`: the factor between the learning rates
+    of the Transformer and the backbone, 1 as released. `decay_1d`: weight decay on biases and norms
+    too; as released True with ResNet-101, False with TResNet."""
     groups = []
     for part, part_lr in ((model.backbone, lr), (model.input_proj, head_lr * lr),
                           (model.head, head_lr * lr)):
         trained = [p for p in part.parameters() if p.requires_grad]
         matrices = [p for p in trained if p.ndim > 1]
-        vectors = [p for p in trained if p.ndim == 1]
+        vectors = [p for p in trained if p.ndim <= 1]
         groups.append({"params": matrices, "lr": part_lr, "weight_decay": weight_decay})
         groups.append({"params": vectors, "lr": part_lr,
                        "weight_decay": weight_decay if decay_1d else 0.0})
     return [group for group in groups if group["params"]]
 
 
-# Epochs: the published figures are those of the average near the peak of an 80-epoch schedule. In
-# public logs it is highest after 11 to 24 epochs and falls from there, so training stops there, at
-# an epoch that was fixed beforehand. Cutout: as in the logs that reach the figures.
+# Epochs: the published figures are those of the EMA weights after 11 to 24 epochs of an 80-epoch
+# schedule, as public logs show; later, they are lower. So training stops in this range, at an epoch
+# that was fixed beforehand. Envelope AP: see eval.py. Cutout: as in these logs.
 COCO = {
     "backbone": "resnet101.tv_in1k", "pretrained": True, "image_size": 448,
     "mean": (0.485, 0.456, 0.406), "std": (0.229, 0.224, 0.225),
     "augment": ("cutout", "randaugment"), "optimizer": "adamw", "lr": 1e-4, "weight_decay": 1e-2,
     "schedule": "onecycle", "pct_start": 0.2, "schedule_epochs": 80, "epochs": 18,
     "batch_size": 128, "ema": 0.9997, "ffn": 8192, "gamma_neg": 2.,
-    "note": "for 84.9 mAP (envelope AP) on COCO 2014, 86.5 with --image-size 576: stops after 18 of "
-            "80 epochs, where the average is within 0.1 of its best in public logs"}
-TRESNET = dict(  # as the released checkpoints' settings: plain cross-entropy, inputs in [0, 1]
+    "note": "for 84.9 mAP (envelope AP) on COCO 2014, 86.5 with --image-size 576: stops after 18 "
+            "of 80 epochs, where the EMA is within 0.1 of its best in public logs"}
+TRESNET = dict(  # settings stored in the released checkpoints; inputs in [0, 1]
     COCO, backbone="tresnet_l.miil_in1k_448", mean=(0., 0., 0.), std=(1., 1., 1.),
     optimizer="adam", decay_1d=False, ffn=2432, gamma_neg=0.)
 VOC = dict(
     TRESNET, augment=("randaugment",), batch_size=64, epochs=24, difficult="negative",
-    note="stops after 24 of 80 epochs, where the average is highest in the one public log")
+    note="stops after 24 of 80 epochs, where the EMA is highest in the one public log")
 SCENES = {  # small, for a CPU
     "backbone": "test_resnet", "pretrained": False, "image_size": 128, "output_stride": 16,
     "mean": (0.5, 0.5, 0.5), "std": (0.25, 0.25, 0.25), "augment": ("flip",),
     "optimizer": "adamw", "lr": 7e-4, "weight_decay": 1e-2, "schedule": "onecycle",
     "pct_start": 0.2, "epochs": 8, "batch_size": 32, "d_model": 128, "ffn": 256, "dropout": 0.,
     "freeze": False}
-RECIPES = {
+RECIPES = {  # the first is the default
     "scenes": SCENES,
     "scenes-lt": dict(SCENES, epochs=40),
-    # where nobody knows the best epoch: a whole schedule
+    # no log tells where to stop: a whole schedule
     "csv": dict(COCO, epochs=20, schedule_epochs=20, note=""),
     "coco-lt": dict(COCO, epochs=80, note="not a recipe of the paper, which has no long tail"),
     "voc-lt": dict(COCO, epochs=80, note="not a recipe of the paper, which has no long tail"),
@@ -324,18 +330,18 @@ RECIPES = {
     "coco2017": dict(COCO, note="as for COCO 2014; no published figure"),
     "voc2007": dict(
         VOC, self_attention=True,
-        note="for 96.1 mAP (envelope AP) with --init from COCO 2014 (see README), less from "
-             "ImageNet: stops after 24 of 80 epochs, where the average is highest in the log"),
+        note="for 96.1 mAP (envelope AP) with --init of a model trained on COCO 2014, less "
+             "without: stops after 24 of 80 epochs, where the EMA is highest in the public log"),
     "voc2012": VOC,
-    "voc2012-server": VOC,  # paper: 96.2, from the test server
+    "voc2012-server": VOC,  # trains on trainval; the test server gave the paper's 96.2
     "nuswide": dict(
         COCO, epochs=12,
-        note="for 65.0 mAP (envelope AP): stops after 12 of 80 epochs, where the average is "
+        note="for 65.0 mAP (envelope AP): stops after 12 of 80 epochs, where the EMA is "
              "highest in the public log"),
     "vg500": dict(
         TRESNET, backbone="tresnet_v2_l.miil_in21k", image_size=576, ffn=2048, batch_size=64,
         augment=("randaugment",), optimizer="adamw", decay_1d=True, epochs=12,
-        note="for 42.5 mAP (envelope AP): stops after 12 of 80 epochs, where the average is "
+        note="for 42.5 mAP (envelope AP): stops after 12 of 80 epochs, where the EMA is "
              "highest in the public log"),
 }
 

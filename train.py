@@ -6,16 +6,18 @@ Run: python train.py --model csra [--data NAME --root DIR] [flags]    --help lis
 A method is a module with
     RECIPES        data set -> settings; the first data set is the default
     build          (classes, *, backbone, pretrained, image_size, ...) -> a model: images
-                   (B, 3, H, W) to logits (B, K)
+                   (B, 3, H, W) to logits (B, K); its part `backbone` is timm's
     loss           (logits, targets, ...) -> a number; targets are 1, 0 or -1 (unknown)
     REDUCTION      what `loss` does over the batch: sum or mean
     param_groups   (model, lr, weight_decay) -> parameter groups for the optimizer
 Keyword arguments of these functions that have a default are flags.
 
-After each epoch the model is tested and saved. OUT/last.pt is the checkpoint (--resume goes on from
-there), OUT/log.jsonl has the settings, a line per epoch, and the result: the test mAP after the
-last epoch. Your own data may have a third split, val: it is tested after each epoch, OUT/best.pt is
-the checkpoint with the highest mAP on it, and the result is the test mAP of that one.
+A run writes into the folder --out, called OUT:
+    last.pt     the checkpoint after the last whole epoch, from which --resume continues
+    log.jsonl   a line with the settings, a line per epoch, a line with the result
+    best.pt     only where your own data has a third split, val: the best epoch's checkpoint
+The test split is evaluated after each epoch, and the result is its mAP after the last epoch. With
+val, that split is evaluated after each epoch, and the result is the test mAP of best.pt.
 """
 import copy
 import json
@@ -41,15 +43,9 @@ from eval import metrics, predict
 from lib import distributed
 from lib.checkpoint import fingerprint, read_checkpoint, refuse_changed_data, save
 from lib.distributed import is_main, print_once
-from lib.models import (
-    batchnorms,
-    import_method,
-    keyword_arguments,
-    reported_weights,
-    starting_model,
-)
+from lib.models import batchnorms, import_method, settings_for, starting_model
 from lib.settings import read_command_line
-from readers.errors import InputError, name_errors
+from readers.errors import InputError, explain_errors
 
 SHOWN = ("mAP", "head", "medium", "tail", "CF1", "OF1")  # after each epoch
 
@@ -84,19 +80,16 @@ def train(method, settings):
         average = copy.deepcopy(model).requires_grad_(False)
     network = model
     if world_size > 1:
-        network = distributed.wrap(model, settings.image_size, device)
+        network = distributed.data_parallel(model, settings.image_size, device)
     if settings.compile:
-        model.compile()
-    reported, weights = model, "raw"  # whose mAP is the result
+        model.compile()  # in place, so `network` runs it too
+    reported, weights = model, "raw"  # the weights whose mAP is the result
     if average is not None and settings.report == "ema":
         reported, weights = average, "ema"
 
     # Loss, optimizer, learning rate.
-    loss_function = choose_loss(method, settings, class_counts, len(train_set), device)
-    reduction = method.REDUCTION
-    if settings.loss:
-        reduction = "mean"
-    options = keyword_arguments(method.param_groups, settings)
+    loss_function, reduction = choose_loss(method, settings, class_counts, len(train_set), device)
+    options = settings_for(method.param_groups, settings)
     groups = method.param_groups(model, settings.lr, settings.weight_decay, **options)
     optimizer = make_optimizer(groups, settings)
     schedule = make_schedule(optimizer, settings, steps_per_epoch=len(train_loader))
@@ -110,18 +103,21 @@ def train(method, settings):
     history = []
     if resuming:
         history = continue_run(out, parts, fingerprints)
-    with name_errors(out, "choose another --out"):
+    with explain_errors(out, "choose another --out"):
         out.mkdir(parents=True, exist_ok=True)
     first_line = {"settings": vars(settings), "torch": torch.__version__, "device": str(device),
                   "autocast": str(amp_dtype), "processes": world_size}
     announce(settings, splits, first_line, history)
 
     start = time.time()
+    if history:
+        start = start - history[-1]["seconds"]
     for epoch in range(len(history), settings.epochs):
-        # The random numbers of an epoch depend on (seed, epoch) alone, so --resume repeats them.
+        # Random numbers depend on seed, epoch and process rank, so --resume repeats them.
         train_loader.sampler.set_epoch(epoch)  # the order
         train_set.set_epoch(epoch)  # augmentations
-        torch.manual_seed(hash((settings.seed, epoch, distributed.rank())))  # dropout
+        dropout_seed = hash((settings.seed, epoch, distributed.rank()))  # the same in every run
+        torch.manual_seed(dropout_seed)
         network.train()
         if settings.freeze_bn:
             for norm in batchnorms(model.backbone):
@@ -140,9 +136,9 @@ def train(method, settings):
             for x, y in zip(micro_images, micro_targets):
                 with torch.autocast(device.type, amp_dtype, enabled=amp_dtype is not None):
                     logits = network(x)  # (B, K)
-                loss = loss_function(logits, y)  # in float32 or wider: see the methods
+                loss = loss_function(logits, y)  # it converts half-precision logits to float32
                 if reduction == "mean":
-                    loss = loss * len(x) / len(images)  # the mean over the micro-batches
+                    loss = loss * len(x) / len(images)  # micro-batches add up to the batch's mean
                 else:
                     loss = loss * world_size  # DistributedDataParallel takes the mean of gradients
                 scaler.scale(loss).backward()
@@ -157,61 +153,65 @@ def train(method, settings):
             optimizer.zero_grad()
             schedule.step()
             if average is not None:
-                updates = epoch * len(train_loader) + step - 1  # before this one
-                update_average(average, model, settings.ema, updates)
+                updates_done = epoch * len(train_loader) + step - 1
+                update_average(average, model, settings.ema, updates_done)
 
-            # report, every 50 steps: only here does the loop wait for the GPU
+            # report every 50 steps: reading the loss waits for the GPU
             total_loss = total_loss + step_loss
             if step % 50 == 0 or step == len(train_loader):
-                if not math.isfinite(total_loss):
-                    raise InputError(f"loss {float(step_loss)} in epoch {epoch + 1}, by step "
-                                     f"{step}, lr {settings.lr}, amp {settings.amp}: lower --lr, "
-                                     f"set --clip-grad, or --amp off; {out} has the epoch before")
-                lr = optimizer.param_groups[0]["lr"]
+                mean_loss = float(total_loss) / step
+                if not math.isfinite(mean_loss):
+                    raise InputError(f"the loss is {mean_loss} in epoch {epoch + 1}, by step "
+                                     f"{step}, with lr {settings.lr}, amp {settings.amp}: lower "
+                                     "--lr, set --clip-grad, or --amp off")
+                lr = optimizer.param_groups[0]["lr"]  # of the next step
                 print_once(f"epoch {epoch + 1}/{settings.epochs} step {step}/{len(train_loader)} "
-                           f"loss {float(total_loss) / step:.4f} lr {lr:.2e} "
+                           f"loss {mean_loss:.4f} lr {lr:.2e} "
                            f"{time.time() - start:.0f} s")
 
         # Test.
-        mean_loss = sum(distributed.gather(float(total_loss))) / world_size / len(train_loader)
+        mean_loss = sum(distributed.gather(mean_loss)) / world_size
         line = {"epoch": epoch + 1, "loss": mean_loss, "lr": lr}
-        scores = predict(reported, monitor_loader, normalize, amp_dtype)
+        scores = predict(reported, monitor_loader, normalize, amp_dtype)  # (N, K)
         line.update(summary(scores, splits[monitor], class_counts))
         line["seconds"] = time.time() - start
         history.append(line)
 
         # Save and log.
         if is_main():
-            checkpoint = {name: part.state_dict() for name, part in parts.items()}
-            checkpoint.setdefault("ema", None)
+            checkpoint = {"ema": None}  # where there is no average
+            for name, part in parts.items():
+                checkpoint[name] = part.state_dict()
             checkpoint["history"] = history
             checkpoint["settings"] = vars(settings)
             checkpoint["classes"] = train_set.classes
             checkpoint["class_counts"] = class_counts
             checkpoint["fingerprints"] = fingerprints
-            if monitor == "val" and line is best_of(history):
+            if monitor == "val" and best_of(history)["epoch"] == epoch + 1:
                 save(checkpoint, out / "best.pt")
             save(checkpoint, out / "last.pt")
             write_log(out / "log.jsonl", first_line, history)
         print_once(f"epoch {epoch + 1}, {monitor}: {in_words(line)}")
 
     # The result. With a val split, the test split is used here, once, for the epoch that val chose.
-    result = dict(history[-1])
-    checkpoint_file = out / "last.pt"
+    best = best_of(history)
+    result = {"weights": weights, "seconds": time.time() - start,
+              f"best_mAP_on_{monitor}": best["mAP"], f"best_epoch_on_{monitor}": best["epoch"],
+              "checkpoint": str(out / "last.pt")}
+    tested = history[-1]
     if monitor == "val":
         distributed.wait_for_all()  # the first process has written best.pt
-        checkpoint_file = out / "best.pt"
-        _, state = reported_weights(read_checkpoint(checkpoint_file))
-        reported.load_state_dict(state)
+        result["checkpoint"] = str(out / "best.pt")
+        state = read_checkpoint(out / "best.pt")
+        model.load_state_dict(state["model"])
+        if average is not None:
+            average.load_state_dict(state["ema"])
         test_loader = make_loader(splits["test"], settings, training=False)
         scores = predict(reported, test_loader, normalize, amp_dtype)
-        result = summary(scores, splits["test"], class_counts)
-    best = best_of(history)
-    result["weights"] = weights
-    result["seconds"] = time.time() - start
-    result[f"best_mAP_on_{monitor}"] = best["mAP"]
-    result[f"best_epoch_on_{monitor}"] = best["epoch"]
-    result["checkpoint"] = str(checkpoint_file)
+        tested = summary(scores, splits["test"], class_counts)
+    for name in SHOWN:
+        if name in tested:
+            result[name] = tested[name]
     if is_main():
         write_log(out / "log.jsonl", first_line, history + [result])
     announce_result(result, best, monitor)
@@ -222,9 +222,13 @@ def train(method, settings):
 
 
 def make_optimizer(groups, settings):
-    """torch's optimizer of the parameter groups."""
+    """SGD with momentum, Adam or AdamW. The groups have their own learning rate and weight decay.
+
+    The onecycle schedule also changes momentum (Adam: beta1), from 0.95 to 0.85 and back.
+    """
     if settings.optimizer == "sgd":
-        return SGD(groups, lr=settings.lr, momentum=0.9)  # fused, it fails where fp16 skips a step
+        # Not fused: fused SGD fails where the scaler skips the first step.
+        return SGD(groups, lr=settings.lr, momentum=0.9)
     some_parameter = groups[0]["params"][0]
     fused = some_parameter.device.type in ("cuda", "cpu")
     if settings.optimizer == "adam":
@@ -233,42 +237,48 @@ def make_optimizer(groups, settings):
 
 
 def make_schedule(optimizer, settings, steps_per_epoch):
-    """A learning rate schedule that is updated after every step."""
-    epochs = settings.schedule_epochs or settings.epochs  # training may stop before its schedule
+    """A learning rate schedule that is updated after every step. It may be longer than training:
+    see settings.schedule_epochs."""
+    epochs = settings.schedule_epochs or settings.epochs
     total_steps = epochs * steps_per_epoch
     if settings.schedule == "onecycle":
         peaks = [group["lr"] for group in optimizer.param_groups]
         pct_start = settings.pct_start
-        if pct_start * total_steps == 1:  # torch would divide by 0
-            pct_start = pct_start * (1 - 1e-6)
+        if pct_start * total_steps == 1:
+            pct_start = pct_start * (1 - 1e-6)  # torch divides by the rise's steps less one
         return OneCycleLR(optimizer, peaks, total_steps, pct_start=pct_start)
 
-    warmup_steps = max(round(settings.warmup_epochs * steps_per_epoch), 1)
-    warmup = LinearLR(optimizer, 1 / warmup_steps, total_iters=warmup_steps - 1)
     if settings.schedule == "step":
         decay = StepLR(optimizer, settings.decay_epochs * steps_per_epoch, gamma=0.1)
     else:
         decay = CosineAnnealingLR(optimizer, total_steps)
-    return ChainedScheduler([warmup, decay])
+    schedulers = [decay]
+    warmup_steps = round(settings.warmup_epochs * steps_per_epoch)
+    if warmup_steps > 1:
+        warmup = LinearLR(optimizer, 1 / warmup_steps, total_iters=warmup_steps - 1)
+        schedulers.append(warmup)
+    return ChainedScheduler(schedulers)  # their factors are multiplied
 
 
 def choose_loss(method, settings, class_counts, num_images, device):
-    """The method's own loss with its settings, or the mean of the one that --loss names."""
+    """The loss as a function of (logits, targets), and its reduction: the method's own, or the mean
+    of the loss that --loss names, which is in asl.py."""
     if settings.loss:
         losses = import_method("asl")
         class_freq = torch.tensor(class_counts, device=device)
-        return losses.loss_by_name(settings.loss, class_freq, num_images, settings.data)
-    options = keyword_arguments(method.loss, settings)
-    return partial(method.loss, **options)
+        loss = losses.loss_by_name(settings.loss, class_freq, num_images, settings.data)
+        return loss, "mean"
+    options = settings_for(method.loss, settings)
+    return partial(method.loss, **options), method.REDUCTION
 
 
 @torch.no_grad()
-def update_average(average, model, ema, updates):
-    """average = decay * average + (1 - decay) * model, also of BatchNorm's statistics. The decay
-    rises to `ema`, so that the average of a short run is not one of its first weights."""
-    decay = min(ema, (1 + updates) / (10 + updates))
+def update_average(average, model, ema, updates_done):
+    """average = decay * average + (1 - decay) * model, for weights and BatchNorm statistics. The
+    decay rises from 0.1 to `ema`, so that a short run forgets its first weights."""
+    decay = min(ema, (1 + updates_done) / (10 + updates_done))
     update = get_ema_multi_avg_fn(decay)
-    update(floating_point_tensors(average), floating_point_tensors(model), updates)
+    update(floating_point_tensors(average), floating_point_tensors(model), None)
 
 
 def floating_point_tensors(model):
@@ -285,7 +295,8 @@ def check_machine(settings, device, world_size):
         raise InputError(f"--batch-size {settings.batch_size} must be a multiple of {world_size} "
                          "processes")
     if settings.batch_size // world_size < settings.accumulate:
-        raise InputError(f"--accumulate {settings.accumulate}: more micro-batches than images")
+        raise InputError(f"--accumulate {settings.accumulate}: more micro-batches than images of a "
+                         "process")
     if world_size > 1 and settings.download:
         raise InputError("--download: run it first, in one process: python -m tools.check "
                          "--download")
@@ -309,12 +320,11 @@ def continue_run(out, parts, fingerprints):
     """Loads OUT/last.pt into the parts of a run. Returns the history."""
     last = out / "last.pt"
     checkpoint = read_checkpoint(last)
-    with name_errors(last, "damaged: start over, or restore a backup"):
+    with explain_errors(last, "damaged: start over, or restore a backup"):
         refuse_changed_data(last, checkpoint["fingerprints"], fingerprints)
         for name, part in parts.items():
             part.load_state_dict(checkpoint[name])
-        history = checkpoint["history"]
-        best_of(history)  # fails where it is not a history
+        history = list(checkpoint["history"])
     if "val" in fingerprints and not (out / "best.pt").is_file():
         raise InputError(f"{out / 'best.pt'} is missing: with a val split, --resume needs it "
                          "beside last.pt")
@@ -322,7 +332,7 @@ def continue_run(out, parts, fingerprints):
 
 
 def summary(scores, dataset, class_counts):
-    """The metrics that are logged. mAP is nan where all labels are on a server."""
+    """The metrics that are logged. mAP is nan where all labels are unknown (VOC 2012's test)."""
     found = metrics(scores, dataset.targets, counts=class_counts)
     result = {}
     for name in SHOWN:
@@ -339,11 +349,11 @@ def best_of(history):
 
 
 def write_log(path, first_line, lines):
-    """Writes the whole log anew, so that a killed run leaves no line twice."""
+    """Writes the whole log anew: so no epoch occurs twice after a kill and --resume."""
     text = json.dumps(first_line) + "\n"
     for line in lines:
         text += json.dumps(line) + "\n"
-    with name_errors(path, "make room, then --resume"):
+    with explain_errors(path, "make room, then --resume"):
         path.write_text(text)
 
 
@@ -376,8 +386,8 @@ def announce_result(result, best, monitor):
     if monitor == "val":
         which = f"epoch {best['epoch']}, the best on val"
     print_once(f"mAP {result['mAP']:.2f} (all-points AP) on test, {result['weights']} weights "
-               f"after {which} (best epoch, picked on {monitor}: {best['mAP']:.2f}, "
-               f"{best['epoch']}); {result['seconds']:.0f} s")
+               f"after {which} (best on {monitor}: {best['mAP']:.2f} in epoch {best['epoch']}); "
+               f"{result['seconds']:.0f} s")
     print_once(f"python eval.py --checkpoint {result['checkpoint']}")
 
 

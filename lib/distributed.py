@@ -86,7 +86,7 @@ def broadcast_buffers(model):
             dist.broadcast(buffer, 0)
 
 
-def wrap(model, image_size, device):
+def data_parallel(model, image_size, device):
     """The model in DistributedDataParallel, which waits for the gradient of every parameter. Those
     that get none, such as a last norm that only timm's own classifier uses, are frozen."""
     model.eval()

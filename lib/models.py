@@ -11,7 +11,7 @@ from torch.nn.modules.batchnorm import _BatchNorm
 import lib.cvt  # noqa: F401 (so that timm knows cvt_w24)
 from lib.checkpoint import read_checkpoint
 from lib.distributed import print_once
-from readers.errors import InputError, name_errors
+from readers.errors import InputError, explain_errors
 
 METHODS = ["asl", "cprfl", "csra", "q2l"]
 
@@ -23,7 +23,7 @@ def import_method(name):
     return importlib.import_module(name)
 
 
-def keyword_arguments(function, settings):
+def settings_for(function, settings):
     """The settings that are keyword arguments of `function`: after a *, or with a default."""
     arguments = {}
     for parameter in inspect.signature(function).parameters.values():
@@ -40,7 +40,7 @@ def build_model(method, settings, classes):
     Raises InputError.
     """
     try:
-        model = method.build(classes, **keyword_arguments(method.build, settings))
+        model = method.build(classes, **settings_for(method.build, settings))
         model.eval()
         with torch.no_grad():
             model(torch.zeros(1, 3, settings.image_size, settings.image_size))
@@ -70,7 +70,7 @@ def starting_model(method, settings, classes, load_weights=True):
     if load_weights and settings.init:
         load_matching(model, settings, classes)
     if settings.grad_checkpointing:
-        with name_errors("--grad-checkpointing", "this backbone does not have it: leave it out"):
+        with explain_errors("--grad-checkpointing", "this backbone does not have it: leave it out"):
             model.backbone.set_grad_checkpointing()
     if settings.freeze_bn:
         norms = batchnorms(model.backbone)
@@ -90,7 +90,7 @@ def batchnorms(module):
 def load_backbone(backbone, path):
     """--weights: a .safetensors or .pth file under timm's names, or names that timm converts. Every
     tensor of the backbone must come from it. Raises InputError."""
-    with name_errors(path, "a file of this backbone's weights is needed, under names that timm "
+    with explain_errors(path, "a file of this backbone's weights is needed, under names that timm "
                            "knows"):
         state = timm.models.load_state_dict(path, use_ema=False, weights_only=True)
         timm_module = sys.modules[type(backbone).__module__]
@@ -174,6 +174,6 @@ def model_of(checkpoint, state, path):
     if "text_features" in state:  # CPRFL's: so they need not be computed again
         settings.text_features = state["text_features"]
     model = build_model(import_method(settings.model), settings, checkpoint["classes"])
-    with name_errors(path, "its weights do not fit its settings: it is damaged"):
+    with explain_errors(path, "its weights do not fit its settings: it is damaged"):
         model.load_state_dict(state)
     return model.eval()

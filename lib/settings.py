@@ -11,7 +11,7 @@ import timm
 from lib.checkpoint import read_checkpoint
 from lib.models import METHODS, import_method
 from readers import READERS
-from readers.errors import InputError, name_errors
+from readers.errors import InputError, explain_errors
 
 LOSSES = ["asl", "focal", "bce", "db"]
 MAY_CHANGE = {"resume", "workers", "root", "out", "compile", "download"}  # when a run is resumed
@@ -200,6 +200,10 @@ def three_numbers(text):
     return values
 
 
+def integers(text):
+    return [integer(1)(item) for item in text.split(",")]
+
+
 def names(text):
     return tuple(item for item in text.split(",") if item)
 
@@ -253,7 +257,7 @@ def fill_in(settings, given, parser):
 
 def input_normalization(settings, parser):
     """Mean and std for your own images: as the backbone was trained."""
-    with name_errors(f"--backbone {settings.backbone}", "choose another of timm's names"):
+    with explain_errors(f"--backbone {settings.backbone}", "choose another of timm's names"):
         config = timm.get_pretrained_cfg(settings.backbone)
     if config is not None:
         return tuple(config.mean), tuple(config.std)

@@ -4,7 +4,7 @@ ROOT/train2014/, ROOT/val2014/ (the test split) and ROOT/annotations/instances_*
 """
 import json
 
-from readers.errors import name_errors
+from readers.errors import explain_errors
 from readers.tables import multi_hot
 
 CLASSES = [
@@ -28,7 +28,7 @@ def read_coco(root, split, year):
     file = root / "annotations" / f"instances_{name}.json"
     remedy = (f"unpack http://images.cocodataset.org/zips/{name}.zip and /annotations/"
               f"annotations_trainval{year}.zip from there in {root}")
-    with name_errors(file, remedy):
+    with explain_errors(file, remedy):
         content = json.loads(file.read_bytes())  # of bytes: it knows a byte order mark
         names = {category["id"]: str(category["name"]) for category in content["categories"]}
         row_of = {image["id"]: row for row, image in enumerate(content["images"])}

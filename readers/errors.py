@@ -12,7 +12,7 @@ class InputError(Exception):
 
 
 @contextmanager
-def name_errors(file, remedy):
+def explain_errors(file, remedy):
     """Whatever goes wrong inside this block becomes one InputError that names `file`."""
     try:
         yield

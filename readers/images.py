@@ -7,7 +7,7 @@ from PIL import ExifTags, Image, ImageOps
 from torch.nn.functional import pad
 
 from readers import scenes
-from readers.errors import name_errors
+from readers.errors import explain_errors
 
 try:  # torchvision will remove it; Pillow gives the same values in twice the time
     from torchvision.io import decode_jpeg
@@ -26,7 +26,7 @@ def read_image(path, upright=False):
         pixels, _ = scenes.draw(path)
         return torch.from_numpy(pixels).permute(2, 0, 1)
     file, _, box = path.partition("::")
-    with name_errors(file, REMEDY):
+    with explain_errors(file, REMEDY):
         image = read_file(file, upright)
         if box:
             image = crop(image, box)

@@ -5,7 +5,7 @@ ROOT/longtail/*.txt by --download; the images as in COCO 2017 and in both VOCs.
 import numpy as np
 import torch
 
-from readers.errors import name_errors
+from readers.errors import explain_errors
 from readers.tables import multi_hot, read_fields
 
 LISTS = ("https://raw.githubusercontent.com/jiexuanyan/CPRFL/"
@@ -23,7 +23,7 @@ def read_published(root, split, name):
     """Classes, paths and targets (N, K). VOC's difficult objects are positive in these lists."""
     remedy = f"--download fetches it, from {LISTS}/{name}, into ROOT/longtail"
     file = root / "longtail" / f"{name}_labels.txt"
-    with name_errors(file, remedy):  # a line: the name, which may have spaces, and its number
+    with explain_errors(file, remedy):  # a line: the name, which may have spaces, and its number
         lines = read_fields(file)
         classes = [" ".join(line[:-1]) for line in lines]
         numbers = [line[-1] for line in lines]
@@ -31,7 +31,7 @@ def read_published(root, split, name):
             raise ValueError("not `name number` lines, counted from 0")
 
     file = root / "longtail" / f"{name}_lt_{split}.txt"
-    with name_errors(file, remedy):  # a line: a path and the numbers of its labels
+    with explain_errors(file, remedy):  # a line: a path and the numbers of its labels
         lines = read_fields(file)
         paths = [f"{root}/{line[0]}" for line in lines]
         targets = multi_hot([line[1:] for line in lines], numbers)

@@ -9,7 +9,7 @@ import sys
 
 import numpy as np
 
-from readers.errors import InputError, name_errors
+from readers.errors import InputError, explain_errors
 from readers.images import missing
 from readers.tables import multi_hot, read_fields, translate
 
@@ -34,7 +34,7 @@ def read_published_lists(root, split):
     """Images without any label are left out, as in the protocol of the published results."""
     part = {"train": "Train", "test": "Test"}[split]
     image_list = root / "ImageList" / f"{part}Imagelist.txt"
-    with name_errors(image_list, REMEDY):
+    with explain_errors(image_list, REMEDY):
         names = image_list.read_text("utf-8").replace("\\", "/").split()
 
     folder = root / "Groundtruth" / "TrainTestLabels"
@@ -46,7 +46,7 @@ def read_published_lists(root, split):
     columns = []
     for label in classes:
         file = file_of[label]
-        with name_errors(file, f"a 0 or 1 for each of the {len(names)} rows of {image_list}"):
+        with explain_errors(file, f"a 0 or 1 for each of the {len(names)} rows of {image_list}"):
             column = translate(read_fields(file), {"0": 0, "1": 1}, width=1)
             if len(column) != len(names):
                 raise ValueError(f"{len(column)} rows")
@@ -61,7 +61,7 @@ def read_published_lists(root, split):
 def read_asl_csv(root, split):
     split_name = {"train": "train", "test": "val"}[split]
     file = root / "nus_wid_data.csv"
-    with name_errors(file, REMEDY), open(file, newline="", encoding="utf-8-sig") as lines:
+    with explain_errors(file, REMEDY), open(file, newline="", encoding="utf-8-sig") as lines:
         rows = list(csv.DictReader(lines, strict=True))
         all_labels = [label_names(row["label"]) for row in rows]
         classes = sorted({label for labels in all_labels for label in labels})

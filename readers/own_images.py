@@ -9,7 +9,7 @@ import csv
 import os
 from dataclasses import dataclass
 
-from readers.errors import name_errors
+from readers.errors import explain_errors
 from readers.tables import multi_hot, translate
 
 REMEDY = ("a csv data set is ROOT/train.csv and ROOT/test.csv in UTF-8, both with the header "
@@ -33,7 +33,7 @@ def read_csv(root, split):
     train = table
     if split != "train":
         train = read_table(root / "train.csv")
-    with name_errors(root / f"{split}.csv", REMEDY):
+    with explain_errors(root / f"{split}.csv", REMEDY):
         different = set(table.labels) ^ set(train.labels)
         if different:
             raise ValueError(f"row 1: {sorted(different)[:8]} in one file only")
@@ -52,7 +52,7 @@ def read_csv(root, split):
 def read_table(file):
     """The Table in a csv file. Blank rows are left out."""
     table = Table(labels=[], images=[], values=[], row_numbers=[])
-    with name_errors(file, REMEDY), open(file, newline="", encoding="utf-8-sig") as lines:
+    with explain_errors(file, REMEDY), open(file, newline="", encoding="utf-8-sig") as lines:
         reader = csv.reader(lines, strict=True)
         header = []
         for row in reader:

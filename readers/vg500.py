@@ -6,7 +6,7 @@ https://homes.cs.washington.edu/~ranjay/visualgenome/api.html
 """
 import json
 
-from readers.errors import name_errors
+from readers.errors import explain_errors
 from readers.tables import multi_hot
 
 REMEDY = "SSGRL's data/VG has it"
@@ -15,12 +15,12 @@ REMEDY = "SSGRL's data/VG has it"
 def read_vg500(root, split):
     """Classes, paths and targets (N, 500). The published lists number the labels, without names."""
     file = root / f"{split}_list_500.txt"
-    with name_errors(file, REMEDY):
+    with explain_errors(file, REMEDY):
         names = file.read_text("utf-8").split()
 
     classes = [str(k) for k in range(500)]
     file = root / "vg_category_500_labels_index.json"
-    with name_errors(file, REMEDY):
+    with explain_errors(file, REMEDY):
         labels_of = json.loads(file.read_bytes())
         rows = []
         for name in names:

@@ -7,7 +7,7 @@ test images with unknown labels, and tools/voc_server.py writes the files for th
 import numpy as np
 import torchvision
 
-from readers.errors import name_errors
+from readers.errors import explain_errors
 from readers.tables import read_fields, translate
 
 CLASSES = ["aeroplane", "bicycle", "bird", "boat", "bottle", "bus", "car", "cat", "chair", "cow",
@@ -35,8 +35,7 @@ def read_lists(folder, list_name, codes):
     columns = []
     for label in CLASSES:
         file = folder / "ImageSets" / "Main" / f"{label}_{list_name}.txt"
-        with name_errors(file, f"{folder.parents[1]} must hold VOCdevkit/{folder.name}; --download "
-                               "fetches it"):
+        with explain_errors(file, f"{folder} must be VOC's folder; --download fetches it"):
             rows = read_fields(file)
             values = translate([row[1:] for row in rows], codes, width=1)
             value_of = {row[0]: value for row, value in zip(rows, values)}
@@ -45,15 +44,13 @@ def read_lists(folder, list_name, codes):
             if value_of.keys() != set(images) or len(value_of) < len(rows):
                 raise ValueError(f"not the images of {CLASSES[0]}_{list_name}.txt, each once")
             columns.append([value_of[image] for image in images])
-    targets = np.concatenate(columns, axis=1) if images else np.zeros((0, len(CLASSES)), np.int8)
-    return images, targets
+    return images, np.array(columns, np.int8).reshape(len(CLASSES), -1).T
 
 
 def read_server_images(folder):
     """The test images of VOC 2012; their targets are unknown."""
     file = folder / "ImageSets" / "Main" / "test.txt"
-    with name_errors(file, f"{folder.parents[1]} must hold VOCdevkit/{folder.name} with its test "
-                           "archive"):
+    with explain_errors(file, f"{folder} must be VOC's folder, with its test archive"):
         images = file.read_text("utf-8").split()
     return images, np.full((len(images), len(CLASSES)), -1, np.int8)
 

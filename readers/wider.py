@@ -4,7 +4,7 @@ ROOT/wider_attribute_annotation/ and ROOT/Image/. A sample is the box of one per
 """
 import json
 
-from readers.errors import name_errors
+from readers.errors import explain_errors
 from readers.tables import translate
 
 CLASSES = ["male", "long hair", "sunglasses", "hat", "T-shirt", "long sleeves", "formal", "shorts",
@@ -21,7 +21,7 @@ def read_wider(root, split):
     file = root / "wider_attribute_annotation" / f"wider_attribute_{name}.json"
     paths = []
     attributes = []
-    with name_errors(file, "WIDER Attribute is wider_attribute_annotation/ and Image/, unpacked "
+    with explain_errors(file, "WIDER Attribute is wider_attribute_annotation/ and Image/, unpacked "
                            "here"):
         content = json.loads(file.read_bytes())
         for image in content["images"]:

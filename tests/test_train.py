@@ -14,7 +14,7 @@ import csra
 import eval as evaluation
 import train
 from data import InputError
-from lib.models import keyword_arguments
+from lib.models import settings_for
 from lib.settings import make_parser, read_command_line
 
 METHODS = ("csra", "q2l", "cprfl", "asl")
@@ -95,7 +95,7 @@ def test_the_average_matches_its_formula():
         for x in model.state_dict().values():  # weights and statistics
             if x.is_floating_point():
                 x.normal_()
-        train.update_average(average, model, ema=0.5, updates=n)
+        train.update_average(average, model, ema=0.5, updates_done=n)
         decay = min(0.5, (1 + n) / (10 + n))
         for name, x in model.state_dict().items():
             expected[name] = decay * expected[name] + (1 - decay) * x.double()
@@ -126,7 +126,8 @@ def test_keywords_of_the_loss_are_flags(model, flags, keywords, tmp_path):
     first = log(tmp_path / "a")[0]
     assert first["settings"].items() >= keywords.items()
     method, s = read_command_line(argv)
-    loss = train.choose_loss(method, s, [5] * 20, 64, torch.device("cpu"))
+    loss, reduction = train.choose_loss(method, s, [5] * 20, 64, torch.device("cpu"))
+    assert reduction == method.REDUCTION
     z, y = torch.randn(4, 20), torch.randint(0, 2, (4, 20))
     assert torch.equal(loss(z, y), method.loss(z, y, **keywords))
     assert not torch.equal(loss(z, y), method.loss(z, y)) or "detach" in keywords
@@ -151,7 +152,7 @@ def test_a_loss_that_is_not_finite_stops_the_run(tmp_path, capsys, monkeypatch):
         calls.append(1)
         return loss(logits, targets) * (math.nan if len(calls) == 7 else 1)
     monkeypatch.setattr(csra, "loss", explode)
-    with pytest.raises(SystemExit, match="loss nan in epoch 2, by step 4, lr 0.003"):
+    with pytest.raises(SystemExit, match="the loss is nan in epoch 2, by step 4, with lr 0.003"):
         train.main(["--model", "csra", *map(str, QUICK), "--epochs", "3", "--out", str(tmp_path)])
     assert len(torch.load(tmp_path / "last.pt", weights_only=True)["history"]) == 1
 
@@ -262,8 +263,8 @@ def test_learning_rate_of_the_new_parts(name):
     method, s = read_command_line([
         "--model", name, "--data", "csv", "--backbone", "test_resnet", "--no-pretrained",
         "--image-size", "64", "--head-lr", "3", *(["--text", "random"] if name == "cprfl" else [])])
-    model = method.build(["a", "b"], **keyword_arguments(method.build, s))
-    groups = method.param_groups(model, 0.1, 0.5, **keyword_arguments(method.param_groups, s))
+    model = method.build(["a", "b"], **settings_for(method.build, s))
+    groups = method.param_groups(model, 0.1, 0.5, **settings_for(method.param_groups, s))
     lr = {p: group["lr"] for group in groups for p in group["params"]}
     for part, p in model.named_parameters():
         if p.requires_grad:

@@ -20,7 +20,7 @@ from lib.models import build_model
 from lib.released import convert
 from lib.settings import flags_in, read_command_line
 from readers import CLASSES
-from readers.errors import InputError, name_errors
+from readers.errors import InputError, explain_errors
 
 
 def main(argv=None):
@@ -38,16 +38,16 @@ def main(argv=None):
     settings.ema = 0.0  # the file has one set of weights
 
     released = read_released(path)
-    with name_errors(path, f"it must be what the authors of {settings.model} released"):
+    with explain_errors(path, f"it must be what the authors of {settings.model} released"):
         state = convert(settings.model, released)
     classes = class_names(settings)
     check_number_of_classes(settings.model, state, classes, path)
     read_shapes(settings, state)
     model = build_model(method, settings, classes)
-    with name_errors(path, "it does not fit the model: check --backbone and --image-size"):
+    with explain_errors(path, "it does not fit the model: check --backbone and --image-size"):
         model.load_state_dict(state, strict=True)
 
-    with name_errors(file.parent, "choose another folder"):
+    with explain_errors(file.parent, "choose another folder"):
         file.parent.mkdir(parents=True, exist_ok=True)
     save({"model": model.state_dict(), "ema": None, "classes": classes, "class_counts": None,
           "settings": vars(settings)}, file)
@@ -61,7 +61,7 @@ def read_released(path):
     for kind in ("float64", "float32", "int64"):
         allowed.append(type(np.dtype(kind)))
     remedy = "a file of tensors and numbers is needed"
-    with name_errors(path, remedy), torch.serialization.safe_globals(allowed):
+    with explain_errors(path, remedy), torch.serialization.safe_globals(allowed):
         return torch.load(path, map_location="cpu", weights_only=True)
 
 

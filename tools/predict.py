@@ -13,12 +13,11 @@ import numpy as np
 import torch
 
 from data import Normalize, transform
-from eval import at_size, read_threshold
-from lib import distributed
-from lib.checkpoint import read_checkpoint
+from eval import Evaluation, at_size, read_threshold
+from lib.distributed import program
 from lib.heatmaps import contact_sheet
-from lib.models import model_of, reported_weights
-from readers.errors import InputError, name_errors
+from lib.settings import integer
+from readers.errors import InputError, explain_errors
 from readers.images import read_image, to_tensor
 
 SUFFIXES = (".jpg", ".jpeg", ".jfif", ".jpe", ".jp2", ".png", ".webp", ".bmp", ".gif", ".tif",
@@ -31,21 +30,17 @@ def open_checkpoint(path, weights=None, image_size=None):
 
     weights: raw or ema, by default those that the run reports. Raises InputError.
     """
-    checkpoint = read_checkpoint(path)
-    settings = checkpoint["settings"]
-    _, state = reported_weights(checkpoint, weights)
-    model = model_of(checkpoint, state, path)
-    if image_size is None:
-        image_size = settings.image_size
-    else:
-        model = at_size(model, image_size)
+    evaluation = Evaluation(path, weights)
+    settings = evaluation.settings
+    image_size = image_size or settings.image_size
+    model = at_size(evaluation.model, image_size)
     resize = transform(image_size)
     normalize = Normalize(settings.mean, settings.std, torch.device("cpu"))
 
     def prepare(image):
         image = to_tensor(image, upright=True)
         return normalize(resize(image)[None])[0]
-    return model.eval(), checkpoint["classes"], prepare
+    return model, evaluation.classes, prepare
 
 
 def images_in(paths):
@@ -89,8 +84,8 @@ def main(argv=None):
     flag("--checkpoint", required=True, help="of train.py or tools/convert.py")
     flag("images", nargs="+", metavar="IMAGE_OR_FOLDER", help="files, and folders of images")
     flag("--threshold", default="0.5", help="a number, or a file of python -m tools.thresholds")
-    flag("--weights", choices=["raw", "ema"], help="default: those that the recipe reports")
-    flag("--image-size", type=int, help="default: the size used in training")
+    flag("--weights", choices=["raw", "ema"], help="default: those that the run reports")
+    flag("--image-size", type=integer(1), help="default: the size used in training")
     flag("--json", action="store_true", help="print a JSON object per line")
     flag("--heatmaps", metavar="DIR", help="draw each image and the maps of its labels")
     flag("--each-head", action="store_true", help="a map for each layer and head")
@@ -99,22 +94,20 @@ def main(argv=None):
         parser.error("--each-head goes with --heatmaps")
     files = images_in(args.images)
     if args.heatmaps:
-        with name_errors(args.heatmaps, "choose another place to write to"):
+        with explain_errors(args.heatmaps, "choose another place to write to"):
             Path(args.heatmaps).mkdir(parents=True, exist_ok=True)
             if list(Path(args.heatmaps).glob("*.png")):
                 raise FileExistsError("it holds images already")
 
-    device = distributed.start()
-    checkpoint = read_checkpoint(args.checkpoint)
-    settings = checkpoint["settings"]
-    classes = checkpoint["classes"]
+    evaluation = Evaluation(args.checkpoint, args.weights)
+    settings = evaluation.settings
+    classes = evaluation.classes
     thresholds = np.broadcast_to(read_threshold(args.threshold, classes), len(classes))
-    _, state = reported_weights(checkpoint, args.weights)
-    model = model_of(checkpoint, state, args.checkpoint)
     size = args.image_size or settings.image_size
-    model = at_size(model, size).to(device, memory_format=torch.channels_last)
+    model = at_size(evaluation.model, size)
+    model.to(evaluation.device, memory_format=torch.channels_last)
     resize = transform(size)
-    normalize = Normalize(settings.mean, settings.std, device)
+    normalize = Normalize(settings.mean, settings.std, evaluation.device)
 
     unreadable = 0
     for number, file in enumerate(files):
@@ -132,7 +125,7 @@ def main(argv=None):
             sheet = contact_sheet(image, maps[0][..., labels, :, :].cpu(),
                                   [classes[k] for k in labels], scores[labels], args.each_head)
             name = Path(file).stem[:100]
-            with name_errors(args.heatmaps, "make room there"):
+            with explain_errors(args.heatmaps, "make room there"):
                 sheet.save(Path(args.heatmaps, f"{number:05}-{name}.png"))
     return int(unreadable > 0)
 
@@ -148,5 +141,5 @@ def print_labels(file, names, scores, as_json):
 
 
 if __name__ == "__main__":
-    with distributed.program():
+    with program():
         sys.exit(main())

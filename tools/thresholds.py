@@ -9,12 +9,11 @@ from pathlib import Path
 
 import numpy as np
 
-from eval import refuse_unwritable, scores_at_sizes, split_for
+from eval import Evaluation, refuse_unwritable
 from lib import distributed
-from lib.checkpoint import read_checkpoint
-from lib.models import model_of, reported_weights
+from lib.settings import integer
 from readers import READERS
-from readers.errors import name_errors
+from readers.errors import explain_errors
 
 
 def best_threshold(scores, targets):
@@ -47,25 +46,19 @@ def main(argv=None):
     flag("--checkpoint", required=True, help="of train.py")
     flag("--split", required=True, choices=["train", "val"], help="the split to choose on")
     flag("--per-class", action="store_true", help="one threshold for each class")
-    flag("--weights", choices=["raw", "ema"], help="default: those that the recipe reports")
+    flag("--weights", choices=["raw", "ema"], help="default: those that the run reports")
     flag("--data", choices=READERS, help="default: the data set trained on")
     flag("--root", help="default: the folder used in training")
-    flag("--workers", type=int, default=-1, help="loading processes; -1: automatic")
-    flag("--limit", type=int, default=0, help="a random N of the images")
+    flag("--workers", type=integer(-1), default=-1, help="loading processes; -1: automatic")
+    flag("--limit", type=integer(0), default=0, help="a random N of the images")
     flag("--out", help="default: CHECKPOINT.thresholds.json next to the checkpoint")
     args = parser.parse_args(argv)
     out = args.out or Path(args.checkpoint).with_suffix(".thresholds.json")
     refuse_unwritable([out], inputs=[args.checkpoint])
 
-    device = distributed.start()
-    checkpoint = read_checkpoint(args.checkpoint)
-    settings = checkpoint["settings"]
-    settings.workers = args.workers
-    _, state = reported_weights(checkpoint, args.weights)
-    model = model_of(checkpoint, state, args.checkpoint)
-    dataset = split_for(checkpoint, args.data or settings.data, args.root or settings.root,
-                        args.split, args.limit)
-    scores = scores_at_sizes(model, dataset, settings, device, [settings.image_size])
+    evaluation = Evaluation(args.checkpoint, args.weights, args.workers)
+    dataset = evaluation.load(args.split, args.data, args.root, args.limit)
+    scores = evaluation.scores(dataset)
     if not distributed.is_main():
         return
 
@@ -75,8 +68,8 @@ def main(argv=None):
             threshold[name] = best_threshold(class_scores, targets)
     else:
         threshold = best_threshold(scores.ravel(), dataset.targets.ravel())
-    with name_errors(out, "make room, or choose another place with --out"):
-        content = {"data": settings.data, "split": args.split, "threshold": threshold}
+    with explain_errors(out, "make room, or choose another place with --out"):
+        content = {"split": args.split, "threshold": threshold}
         Path(out).write_text(json.dumps(content))
     print(f"thresholds with the best F1 on {args.split}: {out}")
 
