@@ -43,9 +43,11 @@ def asymmetric_loss(logits, targets, gamma_neg=4.0, gamma_pos=0.0, clip=0.05, de
                     reduction="sum"):
     """Eq. 7. logits (B, K); targets (B, K): 1, 0, or -1 (unknown), which is ignored.
 
-    `clip`: the margin m. `detach`: focusing weights without gradient. `reduction`: sum, mean (over
-    the known entries) or none.
+    `clip`: the margin m, in [0, 1). `detach`: focusing weights without gradient. `reduction`: sum,
+    mean (over the known entries) or none. Raises ValueError.
     """
+    if not 0 <= clip < 1:
+        raise ValueError(f"clip={clip}: the margin must be in [0, 1)")
     z = at_least_float32(logits)
     y = (targets == 1).to(z.dtype)
     not_y = (targets == 0).to(z.dtype)  # 1 - y; both are 0 where unknown
@@ -188,8 +190,10 @@ class Baseline(nn.Module):
 
     def classify(self, x):
         """(..., d) -> (..., K), in float32 also under autocast: in bfloat16 logits would tie."""
+        weight = at_least_float32(self.head.weight)
+        bias = at_least_float32(self.head.bias)
         with torch.autocast(x.device.type, enabled=False):
-            return self.head(at_least_float32(x))
+            return F.linear(at_least_float32(x), weight, bias)
 
     def forward(self, images):
         x = self.features(images)

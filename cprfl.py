@@ -231,7 +231,7 @@ def param_groups(model, lr, weight_decay, head_lr=1.0):
         vectors = [p for p in parameters if p.requires_grad and p.ndim <= 1]
         groups.append({"params": matrices, "lr": part_lr, "weight_decay": weight_decay})
         groups.append({"params": vectors, "lr": part_lr, "weight_decay": 0.0})
-    return [group for group in groups if group["params"]]
+    return [group for group in groups if group["params"]]  # paths="direct": none of the backbone
 
 
 RELEASED = {

@@ -284,16 +284,17 @@ def param_groups(model, lr, weight_decay, head_lr=1.0, decay_1d=True):
     """Parameter groups of all that is not frozen. `head_lr`: the factor between the learning rates
     of the Transformer and the backbone, 1 as released. `decay_1d`: weight decay on biases and norms
     too; as released True with ResNet-101, False with TResNet."""
+    old = model.backbone.parameters()
+    new = list(model.input_proj.parameters()) + list(model.head.parameters())
     groups = []
-    for part, part_lr in ((model.backbone, lr), (model.input_proj, head_lr * lr),
-                          (model.head, head_lr * lr)):
-        trained = [p for p in part.parameters() if p.requires_grad]
+    for parameters, part_lr in ((old, lr), (new, head_lr * lr)):
+        trained = [p for p in parameters if p.requires_grad]
         matrices = [p for p in trained if p.ndim > 1]
         vectors = [p for p in trained if p.ndim <= 1]
+        vector_decay = weight_decay if decay_1d else 0.0
         groups.append({"params": matrices, "lr": part_lr, "weight_decay": weight_decay})
-        groups.append({"params": vectors, "lr": part_lr,
-                       "weight_decay": weight_decay if decay_1d else 0.0})
-    return [group for group in groups if group["params"]]
+        groups.append({"params": vectors, "lr": part_lr, "weight_decay": vector_decay})
+    return groups
 
 
 # Epochs: the published figures are those of the EMA weights after 11 to 24 epochs of an 80-epoch

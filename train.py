@@ -43,7 +43,13 @@ from eval import metrics, predict
 from lib import distributed
 from lib.checkpoint import fingerprint, read_checkpoint, refuse_changed_data, save
 from lib.distributed import is_main, print_once
-from lib.models import batchnorms, import_method, settings_for, starting_model
+from lib.models import (
+    batchnorms,
+    import_method,
+    settings_for,
+    starting_model,
+    statistics_held,
+)
 from lib.settings import read_command_line
 from readers.errors import InputError, explain_errors
 
@@ -83,6 +89,9 @@ def train(method, settings):
         network = distributed.data_parallel(model, settings.image_size, device)
     if settings.compile:
         model.compile()  # in place, so `network` runs it too
+    norms_to_hold = []
+    if settings.grad_checkpointing:  # the backward pass runs parts of the forward pass again
+        norms_to_hold = batchnorms(model)
     reported, weights = model, "raw"  # the weights whose mAP is the result
     if average is not None and settings.report == "ema":
         reported, weights = average, "ema"
@@ -108,6 +117,8 @@ def train(method, settings):
     first_line = {"settings": vars(settings), "torch": torch.__version__, "device": str(device),
                   "autocast": str(amp_dtype), "processes": world_size}
     announce(settings, splits, first_line, history)
+    if is_main():
+        write_log(out / "log.jsonl", first_line, history)  # shows now whether OUT can be written
 
     start = time.time()
     if history:
@@ -141,7 +152,8 @@ def train(method, settings):
                     loss = loss * len(x) / len(images)  # micro-batches add up to the batch's mean
                 else:
                     loss = loss * world_size  # DistributedDataParallel takes the mean of gradients
-                scaler.scale(loss).backward()
+                with statistics_held(norms_to_hold):
+                    scaler.scale(loss).backward()
                 step_loss = step_loss + loss.detach()
 
             # update the weights, the learning rate and the average

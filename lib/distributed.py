@@ -15,9 +15,15 @@ def start():
     """Joins the other processes under torchrun. Returns this process's device."""
     cuda = torch.cuda.is_available()
     if "WORLD_SIZE" in os.environ and not dist.is_initialized():
+        if not {"RANK", "LOCAL_RANK"} <= os.environ.keys():
+            raise InputError("WORLD_SIZE is set in the environment, but not RANK and LOCAL_RANK: "
+                             "start with torchrun, or unset it")
         if cuda:
             torch.cuda.set_device(int(os.environ["LOCAL_RANK"]))
-        dist.init_process_group("cpu:gloo,cuda:nccl" if cuda else "gloo")
+        backend = "gloo"
+        if cuda:
+            backend = "cpu:gloo,cuda:nccl"
+        dist.init_process_group(backend)
     if torch.accelerator.is_available():  # cuda, mps, ...
         return torch.accelerator.current_accelerator()
     return torch.device("cpu")
@@ -60,9 +66,15 @@ def is_main():
     return rank() == 0
 
 
-def print_once(*text):
-    if is_main():
-        print(*text, flush=True)
+def print_once(text):
+    """A line for people, from the first process. A full disk or a closed pipe ends no training."""
+    if not is_main():
+        return
+    try:
+        print(text, flush=True)
+    except OSError as error:
+        print(f"standard output has failed ({error}); the run goes on", file=sys.stderr)
+        sys.stdout = open(os.devnull, "w")  # noqa: SIM115 (for the rest of the run)
 
 
 def wait_for_all():

@@ -3,6 +3,7 @@ import copy
 import importlib
 import inspect
 import sys
+from contextlib import contextmanager
 
 import timm
 import torch
@@ -11,7 +12,7 @@ from torch.nn.modules.batchnorm import _BatchNorm
 import lib.cvt  # noqa: F401 (so that timm knows cvt_w24)
 from lib.checkpoint import read_checkpoint
 from lib.distributed import print_once
-from readers.errors import InputError, explain_errors
+from readers.errors import InputError, explain_errors, first_line
 
 METHODS = ["asl", "cprfl", "csra", "q2l"]
 
@@ -41,11 +42,7 @@ def build_model(method, settings, classes):
     """
     try:
         model = method.build(classes, **settings_for(method.build, settings))
-        model.eval()
-        with torch.no_grad():
-            model(torch.zeros(1, 3, settings.image_size, settings.image_size))
-        return model.train()
-    except Exception as error:  # timm, open_clip and decoders raise many kinds of error
+    except Exception as error:  # timm and open_clip raise many kinds of error
         remedy = ""
         if settings.pretrained:
             remedy = ("\nPretrained weights need internet access once, then they are cached; "
@@ -53,6 +50,15 @@ def build_model(method, settings, classes):
         text = str(error)[:800] or repr(error)
         raise InputError(f"{settings.model}, backbone {settings.backbone}: {text}"
                          f"{remedy}") from error
+    try:
+        model.eval()
+        with torch.no_grad():
+            model(torch.zeros(1, 3, settings.image_size, settings.image_size))
+    except Exception as error:
+        raise InputError(f"{settings.model}, backbone {settings.backbone}: no map of features for "
+                         f"{settings.image_size} px ({first_line(error)}): ResNets and their kin, "
+                         "ConvNeXt, ViT and Swin have one; check --image-size, too") from error
+    return model.train()
 
 
 # ----------------------------------------------------------------------------- a model for training
@@ -62,9 +68,13 @@ def starting_model(method, settings, classes, load_weights=True):
     """The model with its first weights: timm's, a file's (--weights), or a checkpoint's (--init).
     `load_weights`: False where a resumed run loads its own."""
     build_settings = copy.copy(settings)
-    if settings.weights or settings.init or not load_weights:
+    if settings.weights or settings.init:
         build_settings.pretrained = False  # other weights replace timm's
+    if not load_weights:
+        build_settings = without_weights(settings)
     model = build_model(method, build_settings, classes)
+    if build_settings.pretrained or settings.weights:
+        refuse_pooled_norm(settings.backbone)
     if load_weights and settings.weights:
         load_backbone(model.backbone, settings.weights)
     if load_weights and settings.init:
@@ -83,8 +93,30 @@ def starting_model(method, settings, classes, load_weights=True):
     return model
 
 
+def refuse_pooled_norm(backbone):
+    """Some ViTs (BEiT, EVA-02) were trained with their last norm after the average pooling. Without
+    the pooling, timm would make a new norm. Raises InputError."""
+    with torch.device("meta"):
+        as_trained = timm.create_model(backbone)
+    norm = getattr(as_trained, "fc_norm", None)
+    if isinstance(norm, torch.nn.LayerNorm):
+        raise InputError(f"--backbone {backbone}: its last norm was trained after average pooling, "
+                         "which the methods here do not have: choose one with a class token")
+
+
 def batchnorms(module):
     return [layer for layer in module.modules() if isinstance(layer, _BatchNorm)]
+
+
+@contextmanager
+def statistics_held(norms):
+    """BatchNorms keep their running statistics inside this block."""
+    momenta = [norm.momentum for norm in norms]
+    for norm in norms:
+        norm.momentum = 0.0
+    yield
+    for norm, momentum in zip(norms, momenta):
+        norm.momentum = momentum
 
 
 def load_backbone(backbone, path):
@@ -116,6 +148,8 @@ def load_matching(model, settings, classes):
     old_count = len(checkpoint["classes"])
     own = model.state_dict()
     loaded = {}
+    if not all(torch.is_tensor(tensor) for tensor in state.values()):
+        raise InputError(f"{path}: its weights are not tensors: it is damaged")
     for name, tensor in state.items():
         if name == "text_features":  # CPRFL's follow from the flags of this run
             continue
@@ -167,10 +201,18 @@ def reported_weights(checkpoint, wanted=None):
     return "ema", checkpoint["ema"]
 
 
+def without_weights(settings):
+    """A copy that builds the model at random, without a download: a checkpoint has all weights."""
+    settings = copy.copy(settings)
+    settings.pretrained = False
+    if getattr(settings, "tune_text", False) and not settings.text.startswith("random"):
+        settings.text = f"random-{settings.text}"  # CPRFL's text tower
+    return settings
+
+
 def model_of(checkpoint, state, path):
     """The model of a checkpoint with the weights `state`; `path` names it in messages."""
-    settings = copy.copy(checkpoint["settings"])
-    settings.pretrained = False
+    settings = without_weights(checkpoint["settings"])
     if "text_features" in state:  # CPRFL's: so they need not be computed again
         settings.text_features = state["text_features"]
     model = build_model(import_method(settings.model), settings, checkpoint["classes"])

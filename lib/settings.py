@@ -54,8 +54,11 @@ def read_command_line(argv, positional=()):
     if settings.resume and last.is_file():
         settings = stored_settings(last, settings, given)
     else:
-        fill_in(settings, given, parser)
+        if "epochs" in given and "schedule_epochs" not in given:
+            settings.schedule_epochs = 0  # else a short run might end while the learning rate rises
         check_settings(settings, given, parser, method)
+        if settings.data == "csv":
+            set_normalization(settings, given, parser)
     if settings.root:  # a checkpoint is also used from other folders
         settings.root = os.path.abspath(settings.root)
     return method, settings
@@ -243,27 +246,22 @@ def stored_settings(last, settings, given):
     return stored
 
 
-def fill_in(settings, given, parser):
-    """Settings that follow from others."""
-    if "epochs" in given and "schedule_epochs" not in given:
-        settings.schedule_epochs = 0  # else a short run might end while the learning rate rises
-    if settings.data == "csv" and not {"mean", "std"} <= given:
-        inputs = input_normalization(settings, parser)
-        if "mean" not in given:
-            settings.mean = inputs[0]
-        if "std" not in given:
-            settings.std = inputs[1]
-
-
-def input_normalization(settings, parser):
-    """Mean and std for your own images: as the backbone was trained."""
-    with explain_errors(f"--backbone {settings.backbone}", "choose another of timm's names"):
-        config = timm.get_pretrained_cfg(settings.backbone)
-    if config is not None:
-        return tuple(config.mean), tuple(config.std)
-    if ":" in settings.backbone:
-        parser.error("--mean, --std: timm does not know those of this backbone: give both")
-    return settings.mean, settings.std
+def set_normalization(settings, given, parser):
+    """Mean and std for your own images, where they are not given: the checkpoint's of --init, else
+    those with which the backbone was trained."""
+    if settings.init:
+        inputs = read_checkpoint(settings.init)["settings"]
+    else:
+        with explain_errors(f"--backbone {settings.backbone}", "choose another of timm's names"):
+            inputs = timm.get_pretrained_cfg(settings.backbone)
+    if inputs is None:
+        if ":" in settings.backbone and not {"mean", "std"} <= given:
+            parser.error("--mean, --std: timm does not know those of this backbone: give both")
+        return
+    if "mean" not in given:
+        settings.mean = tuple(inputs.mean)
+    if "std" not in given:
+        settings.std = tuple(inputs.std)
 
 
 def check_settings(settings, given, parser, method):
@@ -282,6 +280,8 @@ def check_settings(settings, given, parser, method):
     if getattr(settings, "freeze", False) and random_start:
         print("warning: the frozen layers of a ResNet stay random: --no-freeze trains them, too",
               file=sys.stderr)
+    if {"text", "text_features"} <= given:
+        parser.error("--text-features replaces the tower --text: leave one out")
     if settings.init and settings.weights:
         parser.error("--init FILE has the weights of the backbone, too: leave --weights out")
     if "report" in given and settings.report == "ema" and settings.ema == 0:

@@ -31,14 +31,15 @@ def read_csv(root, split):
     """Classes, paths and targets (N, K). The order of the classes is that of train.csv."""
     table = read_table(root / f"{split}.csv")
     train = table
-    if split != "train":
+    if (root / "train.csv").is_file():
         train = read_table(root / "train.csv")
     with explain_errors(root / f"{split}.csv", REMEDY):
+        check_images(table)
         different = set(table.labels) ^ set(train.labels)
         if different:
             raise ValueError(f"row 1: {sorted(different)[:8]} in one file only")
         if train.labels == ["labels"]:
-            classes = sorted(set().union(*label_names(train)))
+            classes = sorted({name for names in label_names(train) for name in names})
             targets = multi_hot(label_names(table), classes, table.row_numbers)
         else:
             classes = train.labels
@@ -85,10 +86,24 @@ def check_header(header):
         raise ValueError(f"row 1: {header[:8]}: a name occurs twice")
 
 
+def check_images(table):
+    """One row per image: a table with one row per image and label would contradict itself."""
+    first_row_of = {}
+    for image, number in zip(table.images, table.row_numbers):
+        if image in first_row_of:
+            raise ValueError(f"row {number}: {image} occurs in row {first_row_of[image]}, too: an "
+                             "image has one row, with all its labels")
+        first_row_of[image] = number
+
+
 def label_names(table):
     """The names in the column `labels` of each row."""
     rows = []
     for [text] in table.values:
         names = [name.strip() for name in text.split(";")]
-        rows.append([name for name in names if name])
+        names = [name for name in names if name]
+        for name in names:
+            if any(character in name for character in ",|[]"):
+                raise ValueError(f"label {name!r}: labels are separated by semicolons")
+        rows.append(names)
     return rows

@@ -7,8 +7,7 @@ import numpy as np
 def read_fields(file):
     """The fields of each line that is not blank."""
     lines = file.read_text("utf-8").splitlines()
-    rows = [line.split() for line in lines]
-    return [row for row in rows if row]
+    return [line.split() for line in lines if line.strip()]
 
 
 def multi_hot(rows, labels, row_numbers=None):
@@ -39,9 +38,9 @@ def translate(rows, codes, width, row_numbers=None):
         row_numbers = range(1, len(rows) + 1)
     targets = array("b")  # int8; a list of numbers would take eight times the memory
     for number, row in zip(row_numbers, rows):
-        wrong = [value for value in row if value not in codes]
+        wrong = set(row) - codes.keys()
         if wrong or len(row) != width:
             raise ValueError(f"row {number}: {len(row)} values, expected {width} of {list(codes)}, "
-                             f"found {(wrong or row)[:8]}")
+                             f"found {list(wrong or row)[:8]}")
         targets.extend([codes[value] for value in row])
     return np.frombuffer(targets, np.int8).reshape(-1, width)

@@ -164,3 +164,19 @@ def test_released_checkpoint_converts():
     images = torch.randn(1, 3, 64, 64)
     torch.testing.assert_close(fresh.eval()(images), model.eval()(images), rtol=1e-2, atol=1e-3)
     assert torch.equal(fresh.head.weight, model.head.weight)
+
+
+def test_reductions_and_margins_that_make_no_sense_are_errors():
+    z, y = torch.zeros(2, 3), torch.ones(2, 3)
+    with pytest.raises(ValueError, match="reduction='average'"):
+        asymmetric_loss(z, y, reduction="average")
+    for clip in (1, -0.1):
+        with pytest.raises(ValueError, match="margin"):
+            asymmetric_loss(z, y, clip=clip)
+
+
+def test_a_model_in_half_precision():
+    model = asl.build(["a"], backbone="test_resnet", pretrained=False, image_size=64).eval()
+    images = torch.randn(1, 3, 64, 64)
+    torch.testing.assert_close(model.bfloat16()(images.bfloat16()), model.float()(images), atol=0.05,
+                               rtol=0.1)

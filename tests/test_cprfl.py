@@ -1,6 +1,8 @@
 """CPRFL against the released model's figures, and its shortcuts against a reference implementation."""
+import copy
 import json
 import math
+import pickle
 import zlib
 
 import numpy as np
@@ -20,7 +22,9 @@ from torch import nn
 
 import cprfl
 import train
+from lib.models import model_of
 from lib.released import convert
+from lib.settings import read_command_line
 
 CLASSES = ["cat", "traffic_light", "dog"]
 
@@ -250,3 +254,23 @@ def test_a_run_resumes_and_evaluates_without_the_text_tower(tmp_path, capsys):
     mean = json.loads((tmp_path / "run/log.jsonl").read_text().splitlines()[-1])["mAP"]
     table = run("eval.py", "--checkpoint", tmp_path / "run/last.pt")
     assert f"mAP {mean:.2f}" in table and "tail " in table
+
+
+def test_a_model_can_be_pickled_and_copied():
+    model = small()
+    images = torch.randn(1, 3, 64, 64)
+    for twin in (pickle.loads(pickle.dumps(model)), copy.deepcopy(model)):
+        assert torch.equal(twin(images), model(images))
+
+
+def test_a_tuned_tower_is_rebuilt_without_a_download(tmp_path, monkeypatch):
+    monkeypatch.setenv("HF_HOME", str(tmp_path))  # empty
+    model = small(text_features=None, text="random-RN50", tune_text=True)
+    _, settings = read_command_line([
+        "--model", "cprfl", "--data", "voc2007", "--backbone", "test_resnet", "--image-size", "64",
+        "--d-model", "32", "--heads", "2", "--head-dim", "8", "--ffn", "24", "--tune-text"])
+    assert settings.text == "RN50"
+    checkpoint = {"settings": settings, "classes": CLASSES}
+    again = model_of(checkpoint, model.state_dict(), "last.pt")
+    images = torch.randn(1, 3, 64, 64)
+    assert torch.equal(again(images), model(images))

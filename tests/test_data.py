@@ -27,7 +27,7 @@ def write_image(path, mode="RGB", size=(50, 40), **options):
 def write_csv(root, train, test=None):
     for name, text in (("train", train), ("test", test or train)):
         (root / f"{name}.csv").write_text(text)
-    for name in "abc":
+    for name in "abcdef":
         write_image(root / f"{name}.jpg")
     return root
 
@@ -40,6 +40,12 @@ def test_csv_columns(tmp_path):
     assert train.targets.tolist() == [[1, 0, -1], [-1, 1, 0]] and train.targets.dtype == np.int8
     assert test.targets.tolist() == [[0, 0, 1]] and test.paths[0] == f"{tmp_path}/c.jpg"
     assert train.image(0).shape == (3, 40, 50)
+
+
+def test_a_test_file_alone_can_be_read(tmp_path):
+    (tmp_path / "test.csv").write_text("image,a,b\n x.jpg ,1,0\n")
+    found = load("csv", tmp_path, "test", check=False)
+    assert found.classes == ["a", "b"] and found.paths[0] == f"{tmp_path}/x.jpg"
 
 
 def test_csv_names(tmp_path):
@@ -61,7 +67,11 @@ def test_csv_names(tmp_path):
     ("image,labels\na.jpg,x\n", "image,labels\nb.jpg,y\n", "test.csv.*row 2.*'y'"),
     ("image,x\n", None, "0 images"),
     ("image,x\na.jpg,1\nlost.jpg,0\n", None, "1 of 2 listed images are missing, .*lost.jpg first.*tools.check"),
-    ('image,x\n"a.jpg,1\n', None, "train.csv")])
+    ('image,x\n"a.jpg,1\n', None, "train.csv"),
+    ("image,x\na.jpg,1\nb.jpg,0\na.jpg,0\n", None, "row 4: a.jpg occurs in row 2, too"),
+    ("image,labels\na.jpg,\"cat,dog\"\n", None, "'cat,dog': labels are separated by semicolons"),
+    ("image,labels\na.jpg,cat|dog\n", None, "separated by semicolons"),
+    ("image,labels\na.jpg,['cat'; 'dog']\n", None, "separated by semicolons")])
 def test_csv_errors(tmp_path, train, test, message):
     write_csv(tmp_path, train, test)
     with pytest.raises(InputError, match=message):
@@ -256,7 +266,7 @@ def batches_of(folder, workers, epoch, augment=("crop", "flip", "cutout", "randa
 
 
 def test_samples_depend_on_seed_epoch_and_index_only(tmp_path):
-    write_csv(tmp_path, "image,x\n" + "".join(f"{n}.jpg,1\n" for n in "abcabc"))
+    write_csv(tmp_path, "image,x\n" + "".join(f"{n}.jpg,1\n" for n in "abcdef"))
     torch.manual_seed(0)
     before = torch.get_rng_state()
     one, two = batches_of(tmp_path, 0, 1), batches_of(tmp_path, 2, 1)
@@ -267,6 +277,7 @@ def test_samples_depend_on_seed_epoch_and_index_only(tmp_path):
     samples.transform = data.transform(32, ("crop",))
     first, _ = samples[0]
     assert torch.equal(first, samples[0][0])
+    samples.paths[3] = samples.paths[0]
     assert not torch.equal(first, samples[3][0])  # by index (the same image),
     samples.set_epoch(1)
     assert not torch.equal(first, samples[0][0])  # by epoch,
@@ -276,8 +287,8 @@ def test_samples_depend_on_seed_epoch_and_index_only(tmp_path):
 
 
 def test_each_epoch_has_its_own_order_and_each_image_once(tmp_path):
-    write_csv(tmp_path, "image,x\n" + "".join("a.jpg,1\n" for _ in range(40)))
-    dataset = load("csv", tmp_path)
+    write_image(tmp_path / "a.jpg")
+    dataset = data.Dataset(["x"], [f"{tmp_path}/a.jpg"] * 40, np.zeros((40, 1), np.int8))
     dataset.targets = np.arange(40, dtype=np.int8)[:, None]  # to know them by
     settings = default_settings(image_size=32, batch_size=16, workers=0)
     orders = []
@@ -423,6 +434,11 @@ def test_nuswide_published_lists(tmp_path, capsys):
     assert nus.classes == ["airport", "sun", "sunset"]  # by name, not by file name
     assert nus.targets.tolist() == [[1, 0, 0], [0, 0, 1]] and nus.image(1).shape == (3, 40, 50)
     assert "1 of 3 images are MISSING" in capsys.readouterr().err
+    for name, text in (("sun", "0\n0\n0\n"), ("airport", "1\n0\n0\n")):  # the second: no label
+        (labels / f"Labels_{name}_Train.txt").write_text(text)
+    assert len(load("nuswide", tmp_path)) == 2 and "MISSING" not in capsys.readouterr().err
+    for name in ("sun", "airport"):
+        (labels / f"Labels_{name}_Train.txt").write_text(values[name])
     for broken, message in (("0\n1\n", "Labels_sun_Test.*2 rows"), ("1\n", "Labels_sun_Test.*1 rows"),
                             ("0\n2\n1\n", "Labels_sun_Test.*row 2")):
         (labels / "Labels_sun_Test.txt").write_text(broken)

@@ -323,7 +323,7 @@ def test_where_nothing_can_be_written_is_said_before_the_work(checkpoint, tmp_pa
         with pytest.raises(InputError, match="choose another place to write to"):
             call("--checkpoint", file, flag, inside)
     with pytest.raises(InputError, match="choose another place to write to"):
-        predict.main(["--checkpoint", str(file), "a.jpg", "--heatmaps", inside])
+        predict.main(["--checkpoint", str(file), str(file), "--heatmaps", inside])
     with pytest.raises(InputError, match="choose another place to write to"):
         voc_server.main(["--checkpoint", str(file), "--root", "x", "--out", inside])
     with pytest.raises(InputError, match="choose another place to write to"):

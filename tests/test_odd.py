@@ -2,13 +2,15 @@
 import json
 import os
 import shutil
+import subprocess
+import sys
 import time
 from pathlib import Path
 
 import numpy as np
 import pytest
 import torch
-from conftest import default_settings, run
+from conftest import HERE, default_settings, run
 from PIL import Image
 from test_reliable import FLAGS, processes, small_images  # noqa: F401 (a fixture)
 from test_train import log
@@ -17,6 +19,7 @@ import data
 import eval as evaluation
 import train
 from data import InputError, load
+from lib.models import refuse_pooled_norm
 from lib.settings import read_command_line
 from readers.images import read_image
 from tools import check, predict
@@ -111,12 +114,13 @@ def test_limit_takes_a_random_choice():
 
 
 def test_verify_names_copies(tmp_path, capsys):
-    own(tmp_path, "image,a,b\ntrain0.png,1,0\ntrain1.png,1,0\ntrain0.png,1,0\ntrain1.png,0,1\n",
+    own(tmp_path, "image,a,b\ntrain0.png,1,0\ntrain1.png,1,0\nsame.png,1,0\nother.png,0,1\n",
         "image,a,b\ncopy.png,1,0\ntest0.png,0,1\n", count=2)
-    shutil.copy(tmp_path / "train0.png", tmp_path / "copy.png")
+    for name, copy in (("train0", "copy"), ("train0", "same"), ("train1", "other")):
+        shutil.copy(tmp_path / f"{name}.png", tmp_path / f"{copy}.png")
     assert check.main(["--data", "csv", "--root", str(tmp_path), "--verify"]) == 1
     text = capsys.readouterr().out
-    assert f"train1.png (train) shows the same as {tmp_path}/train1.png (train), with" in text
+    assert f"other.png (train) shows the same as {tmp_path}/train1.png (train), with" in text
     assert f"copy.png (test) shows the same as {tmp_path}/train0.png (train)\n" in text
     assert "2 images missing, unreadable or in doubt" in text
 
@@ -262,7 +266,8 @@ def test_many_columns_load_fast_and_rows_keep_their_numbers(tmp_path):
     header = ",".join(f" label {k} " for k in range(100_000))
     row = ",".join("01"[k % 2] for k in range(100_000))
     for split in ("train", "test"):
-        (tmp_path / f"{split}.csv").write_text(f"image,{header}\n" + f"a.jpg,{row}\n" * 4)
+        rows = "".join(f"{name}.jpg,{row}\n" for name in "abcd")
+        (tmp_path / f"{split}.csv").write_text(f"image,{header}\n" + rows)
     begin = time.time()
     assert load("csv", tmp_path, "test", check=False).classes[7] == "label 7"
     assert time.time() - begin < 10
@@ -379,3 +384,63 @@ def test_a_damaged_part_is_one_line(name, value, trained, tmp_path):
     with pytest.raises(SystemExit, match="last.pt: .*damaged"):
         train.main(["--model", "csra", "--resume", "--out", str(tmp_path / "run"), "--root",
                     str(trained)])
+
+
+def test_standard_output_that_fails_does_not_end_a_run(tmp_path):
+    """A full disk or a closed pipe: the run says so on standard error and goes on."""
+    flags = [*own(tmp_path), "--epochs", "1", "--out", str(tmp_path / "run")]
+    with open("/dev/full", "w") as full:
+        done = subprocess.run([sys.executable, "train.py", *flags], cwd=HERE.parent, text=True,
+                              stdout=full, stderr=subprocess.PIPE, timeout=100, check=False)
+    assert "standard output has failed" in done.stderr and (tmp_path / "run/last.pt").is_file()
+
+
+@pytest.mark.parametrize("name, content", [("runs", "file"), ("runs", "link")])
+def test_a_default_folder_that_cannot_be_made_is_one_line(tmp_path, name, content, monkeypatch):
+    flags = own(tmp_path)
+    monkeypatch.chdir(tmp_path)
+    if content == "file":
+        (tmp_path / "runs").write_text("")
+    else:
+        (tmp_path / "runs").symlink_to(tmp_path / "nowhere/else")
+    with pytest.raises(SystemExit, match="choose another --out"):
+        train.main([*flags, "--epochs", "1"])
+
+
+def test_a_world_size_without_a_rank_is_one_line(tmp_path, monkeypatch):
+    monkeypatch.setenv("WORLD_SIZE", "2")
+    with pytest.raises(SystemExit, match="WORLD_SIZE.*torchrun"):
+        train.main([*own(tmp_path), "--epochs", "1"])
+
+
+@pytest.mark.parametrize("flags, message", [
+    (["--model", "q2l", "--project", "no"], "--project"), (["--model", "q2l", "--d-model", "x"], "--d-model"),
+    (["--output-stride", "off"], "--output-stride"),
+    (["--model", "cprfl", "--text", "RN50", "--text-features", "x.npy"], "leave one out"),
+    (["--model", "q2l", "--decoder-layers", "0", "--d-model", "32", "--no-freeze"], "decoder_layers")])
+def test_words_that_are_no_values_are_errors(flags, message, tmp_path, capsys):
+    with pytest.raises(SystemExit) as stop:
+        train.main([*own(tmp_path)[2:], *flags, "--out", str(tmp_path / "run")])
+    assert message in f"{stop.value} {capsys.readouterr().err}"
+
+
+@pytest.mark.parametrize("backbone", ["mixer_s32_224", "volo_d1_224", "levit_128s"])
+def test_backbones_without_a_map_are_refused_in_one_line(backbone, tmp_path):
+    with pytest.raises(SystemExit, match=f"backbone {backbone}: .*(no map of features|img_size)"):
+        train.main([*own(tmp_path), "--backbone", backbone, "--image-size", "224", "--out",
+                    str(tmp_path / "run")])
+
+
+def test_a_norm_that_was_trained_after_pooling_is_refused():
+    with pytest.raises(InputError, match="beit_base_patch16_224: its last norm was trained after"):
+        refuse_pooled_norm("beit_base_patch16_224")
+    refuse_pooled_norm("test_vit")
+    refuse_pooled_norm("resnet18")
+
+
+def test_a_named_pipe_does_not_hang(tmp_path):
+    os.mkfifo(tmp_path / "pipe.jpg")
+    with pytest.raises(InputError, match="neither a file nor a folder"):
+        predict.images_in([str(tmp_path / "pipe.jpg")])
+    with pytest.raises(InputError, match="no images in"):
+        predict.images_in([str(tmp_path)])

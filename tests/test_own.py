@@ -165,6 +165,18 @@ def test_frozen_batchnorms_need_batchnorm():
         starting_model(method, s, ["a"], load_weights=False)
 
 
+def test_inputs_of_own_images_follow_the_checkpoint_of_init(tmp_path):
+    train.main([*own(tmp_path), "--epochs", "1", "--mean", "0.1,0.2,0.3", "--std", "1,1,1", "--out",
+                str(tmp_path / "run")])
+    _, s = settings("--backbone", "test_resnet", "--init", str(tmp_path / "run/last.pt"))
+    assert s.mean == (0.1, 0.2, 0.3) and s.std == (1, 1, 1)
+    state = torch.load(tmp_path / "run/last.pt")
+    torch.save(state | {"model": {"head.weight": 3}}, tmp_path / "odd.pt")
+    method, s = settings("--backbone", "test_resnet", "--init", str(tmp_path / "odd.pt"))
+    with pytest.raises(InputError, match="odd.pt: its weights are not tensors"):
+        starting_model(method, s, ["a", "b"])
+
+
 def test_inputs_of_own_images_follow_the_backbone():
     _, s = settings("--backbone", "tf_efficientnet_lite0.in1k")
     assert s.mean == s.std == (0.5, 0.5, 0.5)

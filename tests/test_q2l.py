@@ -184,6 +184,12 @@ def test_resnets_are_frozen_as_released_and_others_are_not():
         assert all(p.requires_grad for p in free.parameters())
 
 
+def test_frozen_norms_stay_frozen_when_they_are_synchronized():
+    model = timm.layers.convert_sync_batchnorm(small()).train()
+    norms = [m for m in model.backbone.modules() if isinstance(m, torch.nn.SyncBatchNorm)]
+    assert len(norms) == 20 and not any(norm.training for norm in norms)
+
+
 def test_loss_matches_its_equation():
     z, y = torch.randn(4, 3, dtype=torch.float64), torch.randint(0, 2, (4, 3))
     p = torch.sigmoid(z)

@@ -49,8 +49,10 @@ def images_in(paths):
     for path in paths:
         if os.path.isdir(path):
             files += images_in_folder(path)
-        else:
+        elif os.path.isfile(path):
             files.append(path)
+        else:
+            raise InputError(f"{path} is neither a file nor a folder")
     found = {}
     for file in files:
         found.setdefault(os.path.realpath(file), os.fspath(file))
@@ -124,7 +126,7 @@ def main(argv=None):
         if args.heatmaps:
             sheet = contact_sheet(image, maps[0][..., labels, :, :].cpu(),
                                   [classes[k] for k in labels], scores[labels], args.each_head)
-            name = Path(file).stem[:100]
+            name = Path(file).stem[:50]  # a name may have 255 bytes
             with explain_errors(args.heatmaps, "make room there"):
                 sheet.save(Path(args.heatmaps, f"{number:05}-{name}.png"))
     return int(unreadable > 0)
