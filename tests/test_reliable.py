@@ -92,6 +92,17 @@ def test_world_size_and_micro_batches_change_nothing(tmp_path, model, more):
             torch.testing.assert_close(other[key], value, rtol=1e-7, atol=1e-9)
 
 
+def test_micro_batches_of_different_sizes(tmp_path):
+    """The last batch has 4 images, in micro-batches of 2 and 2; in others there are three of 4."""
+    losses = []
+    for parts in (1, 3):
+        out = tmp_path / f"{parts}"
+        processes(1, train.main, *FLAGS, "--backbone", "test_vit", "--epochs", 1, "--accumulate", parts,
+                  "--limit", 40, "--no-drop-last", "--out", out, dtype=torch.float64)
+        losses.append(log(out)[1]["loss"])
+    assert losses[0] == pytest.approx(losses[1], rel=1e-9)
+
+
 def test_all_processes_share_the_folder_of_rank_0(tmp_path, monkeypatch):
     monkeypatch.chdir(tmp_path)
     monkeypatch.setattr(train.distributed, "gather", lambda item: ["of rank 0", item]

@@ -9,8 +9,10 @@ import pytest
 import torch
 from conftest import default_settings, run
 from PIL import Image
+from torch.utils.data import DistributedSampler
 
 import csra
+import data
 import eval as evaluation
 import train
 from data import InputError
@@ -143,6 +145,14 @@ def test_each_epoch_draws_its_own_random_numbers(tmp_path, monkeypatch):
         train.main(["--model", "csra", *map(str, QUICK), "--epochs", "2", "--seed", seed, "--out",
                     str(tmp_path / seed)])
     assert len(set(seeds)) == len(seeds) == 2 * (1 + 2)  # the model's, then two epochs'
+
+
+def test_each_epoch_has_its_own_order_and_augmentations(tmp_path, monkeypatch):
+    epochs = {"images": [], "order": []}
+    monkeypatch.setattr(data.Dataset, "set_epoch", lambda self, epoch: epochs["images"].append(epoch))
+    monkeypatch.setattr(DistributedSampler, "set_epoch", lambda self, epoch: epochs["order"].append(epoch))
+    train.main(["--model", "csra", *map(str, QUICK), "--epochs", "3", "--out", str(tmp_path)])
+    assert epochs == {"images": [0, 1, 2], "order": [0, 1, 2]}
 
 
 def test_a_loss_that_is_not_finite_stops_the_run(tmp_path, capsys, monkeypatch):
