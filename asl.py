@@ -13,8 +13,8 @@ arXiv 2009.14119. Its equations:
 Paper, released code, this file:
 - The focusing weights carry no gradient in the released code (its default); the paper doesn't say.
   Here `detach`, True as released.
-- Reduction: the released loss is the sum over batch and classes, and so is this file's. Where
-  --loss asl trains another method, it is the mean.
+- Reduction: the released loss is the sum over batch and classes, and so is this file's. With
+  --loss asl, for any method, it is the mean.
 - Released: log of max(p, 1e-8). In fp16 1e-8 is 0, so it bounds nothing; in float32 it stops the
   gradient of a confident mistake. Here at least float32, and logsigmoid where the equation has
   log p; log(1 - p_m) needs no bound with a margin.
@@ -117,10 +117,11 @@ def rebalanced_weight(targets, class_freq, alpha, beta, mu):
     From the ratio P^C / P^I: how often class k is drawn when classes are drawn evenly, and how
     often its image is drawn then, which is more because of the image's other labels.
     """
-    p_class = 1 / class_freq.clamp(min=1)  # P^C times K, which cancels
+    p_class = 1 / class_freq.clamp(min=1)  # P^C = 1 / (K n_k); K cancels
     positive = targets == 1
-    p_image = (positive * p_class).sum(1, keepdim=True)  # P^I times K
-    return alpha + torch.sigmoid(beta * (p_class / p_image - mu))  # without labels: 1 + alpha
+    p_image = (positive * p_class).sum(1, keepdim=True)  # P^I: the sum over the image's labels
+    # An image without labels: p_image is 0, the ratio infinite, the sigmoid 1.
+    return alpha + torch.sigmoid(beta * (p_class / p_image - mu))
 
 
 def distribution_balanced_loss(logits, targets, class_freq, num_images=None, alpha=0.1, beta=10.0,
@@ -140,11 +141,12 @@ def distribution_balanced_loss(logits, targets, class_freq, num_images=None, alp
     nu = -kappa / lam * torch.logit(prior, eps=1e-6)
     z = z - nu  # lowers the logits of rare classes
     positive = targets == 1
-    scale = torch.where(positive, 1.0, lam)  # negatives: softplus(lam z) / lam
+    scale = torch.where(positive, 1.0, lam)
     bce = F.softplus(torch.where(positive, -z, lam * z))
-    weight = rebalanced_weight(targets, class_freq, alpha, beta, mu) / scale
     focal_weight = (1 - torch.exp(-bce)) ** gamma
-    loss = weight * focal_weight * bce * (targets >= 0)
+    weight = rebalanced_weight(targets, class_freq, alpha, beta, mu)
+    known = targets >= 0
+    loss = weight * focal_weight * bce / scale * known  # of negatives: softplus(lam z) / lam
     return reduced(loss, targets, reduction)
 
 

@@ -114,11 +114,11 @@ class CPRFL(nn.Module):
             output_stride=output_stride)
         self.phi = nn.Linear(self.backbone.num_features, d_model)
 
-        # The text features W (K, m): computed once, or in each step by a tower that is trained.
+        # The text features W (K, m): your own, or those of a tower, which may be trained.
         self.tune_text = tune_text
+        if tune_text and text_features is not None:
+            raise ValueError("tune_text trains the encoder `text`: it takes no text_features")
         if text_features is not None:
-            if tune_text:
-                raise ValueError("tune_text trains the encoder `text`: it takes no text_features")
             features = read_text_features(text_features, len(classes))
         else:
             tower, text_tokens = text_tower(classes, text)
@@ -279,7 +279,7 @@ def read_text_features(source, count):
     if not features.isfinite().all():
         raise ValueError("text features must be finite")
     norm = features.norm(dim=1).mean()
-    if isinstance(source, str) and norm < 3:  # tensors are those of a checkpoint
+    if isinstance(source, str) and norm < 3:  # a tensor may come from a checkpoint, to be tested
         warnings.warn(f"the text features have a mean norm of {norm:.1f}, CLIP's have about 10: "
                       "scale them to 10; at norm 1 CPRFL trains far worse")
     return features
@@ -297,15 +297,18 @@ def text_tower(classes, text):
     if name not in open_clip.list_models():
         raise ValueError(f"text={text}: random, or one of {', '.join(open_clip.list_models())}, or "
                          "random- before one")
-    tags = open_clip.list_pretrained_tags_by_model(name)
-    tag = "openai" if "openai" in tags else (tags or [None])[0]
-    quick_gelu = tag == "openai"  # these weights were trained with it
     untrained = name != text
+    tags = open_clip.list_pretrained_tags_by_model(name)
+    if not tags and not untrained:
+        raise ValueError(f"text={text}: open_clip has no weights for it")
+    tag = None
+    if not untrained:
+        tag = "openai" if "openai" in tags else tags[0]
+    quick_gelu = "openai" in tags  # these weights were trained with it
     try:
         with torch.random.fork_rng(devices=[]):
             torch.default_generator.manual_seed(0)  # an untrained tower is always the same
-            tower = open_clip.create_model(name, None if untrained else tag,
-                                           force_quick_gelu=quick_gelu)
+            tower = open_clip.create_model(name, tag, force_quick_gelu=quick_gelu)
     except (OSError, RuntimeError) as error:
         raise ValueError(f"text={text}: {str(error)[:100]}...\nTwo ways out: go online once, or "
                          "--text-features FILE: a .npy or .pt file with your own "

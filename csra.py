@@ -1,7 +1,8 @@
 """CSRA: class-specific residual attention, a spatial attention head at almost no cost.
 
 Paper: Zhu & Wu, "Residual Attention: A Simple but Effective Method for Multi-Label Recognition",
-ICCV 2021, arXiv 2108.02456. Its equations, with numbers and letters of this file:
+ICCV 2021, arXiv 2108.02456. Its equations, with numbers and letters of this file (in the paper, s
+is the attention, a the class's feature):
 
     (1)  s_kj = x_j . m_k / |m_k|                    score of class k at cell j; no bias
     (2)  a_kj = softmax over j of (T s_kj)           attention at temperature T
@@ -135,8 +136,8 @@ REDUCTION = "mean"  # for train.py: what `loss` does over the batch
 
 
 def residual(s, lam):
-    """The trick at test time, not used in training: z (B, K) from the class scores s (B, K, HW) of
-    a linear classifier that was trained on their means."""
+    """The trick at test time, not used in training: z (..., K) from the class scores s (..., K, HW)
+    of a linear classifier that was trained on their means."""
     return s.mean(-1) + lam * s.amax(-1)  # Fig. 1
 
 

@@ -52,7 +52,8 @@ class Dataset(torch.utils.data.Dataset):
         if self.transform is not None:
             # Random numbers depend on seed, epoch and index: so they are the same in any process.
             seed = hash((self.seed, self.epoch, int(index)))
-            with torch.random.fork_rng(devices=[]):  # afterwards, the CPU's generator is as before
+            # The CPU's generator only, restored afterwards: torch.manual_seed seeds the GPU, too.
+            with torch.random.fork_rng(devices=[]):
                 torch.default_generator.manual_seed(seed)
                 image = self.transform(image)
         return image, self.targets[index]
@@ -230,7 +231,7 @@ def make_loader(dataset, settings, training):
     return DataLoader(dataset, batch_size=max(settings.batch_size // world_size(), 1),
                       sampler=sampler, drop_last=drop_last, num_workers=workers,
                       pin_memory=torch.cuda.is_available(),
-                      generator=torch.Generator())  # else it would draw from the model's generator
+                      generator=torch.Generator())  # it draws a seed per epoch: not from dropout's
 
 
 def default_workers():

@@ -69,7 +69,7 @@ def average_precision_of_class(scores, targets, kind):
     if kind != "all-points":
         precision = np.maximum.accumulate(precision[::-1])[::-1]  # the envelope
     if kind == "11-point":
-        # the first place with recall >= t / 10, in integers: 10 TP >= t total, for t = 0..10
+        # For t = 0..10 the first place with TP / total >= t / 10; in integers, without rounding.
         places = np.searchsorted(10 * true_positives, total * np.arange(11))
         return precision[places].mean()
     new_positives = np.diff(true_positives, prepend=0)
@@ -215,7 +215,8 @@ class Residual(nn.Module):
         self.lam = lam
         self.residual = import_method("csra").residual
         head = getattr(model, "head", None)
-        self.from_csra = getattr(head, "lam", None) == 0
+        csra_head = import_method("csra").CSRAHead
+        self.from_csra = isinstance(head, csra_head) and head.lam == 0
         if not self.from_csra and not isinstance(head, nn.Linear):
             raise InputError("--residual needs a pooled linear classifier: asl.py's, or csra "
                              "--lam 0")
@@ -236,7 +237,7 @@ class Evaluation:
         self.device = distributed.start()
         self.checkpoint = read_checkpoint(path)
         self.classes = self.checkpoint["classes"]
-        self.settings = self.checkpoint["settings"]
+        self.settings = self.checkpoint["settings"]  # a Namespace
         self.settings.workers = workers
         self.weights, state = reported_weights(self.checkpoint, weights)
         self.model = model_of(self.checkpoint, state, path)
@@ -306,7 +307,8 @@ def arguments(argv):
 
 def main(argv=None):
     args = arguments(argv)
-    refuse_unwritable([args.out, args.scores], inputs=[args.checkpoint, args.threshold])
+    inputs = [args.checkpoint, args.threshold]  # --threshold may be a file
+    refuse_unwritable([args.out, args.scores], inputs)
     evaluation = Evaluation(args.checkpoint, args.weights, args.workers, args.residual)
     settings = evaluation.settings
     threshold = read_threshold(args.threshold, evaluation.classes)

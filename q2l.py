@@ -42,7 +42,7 @@ from timm.models import resnet, tresnet
 from torch import nn
 from torch.nn.modules.batchnorm import _BatchNorm
 
-GAMMAS = {  # for `loss`
+GAMMAS = {  # for loss(logits, targets, **GAMMAS["paper"])
     "paper": {"gamma_pos": 0, "gamma_neg": 1},
     "released": {"gamma_pos": 0, "gamma_neg": 2},
 }
@@ -63,7 +63,7 @@ class Attention(nn.Module):
         self.v = nn.Linear(d, d)
         self.out_proj = nn.Linear(d, d)
         for linear in (self.q, self.k, self.v):
-            # the bound of Xavier's rule for one matrix (3 d, d), as in torch's layers
+            # the bound sqrt(6 / (d + 3 d)), of one matrix (3 d, d), as in nn.MultiheadAttention
             nn.init.xavier_uniform_(linear.weight, gain=math.sqrt(0.5))
             nn.init.zeros_(linear.bias)
         nn.init.xavier_uniform_(self.out_proj.weight)
@@ -92,8 +92,8 @@ class Attention(nn.Module):
 class Layer(nn.Module):
     """A decoder layer: Eq. 1-3, post-norm. Without self-attention there is no norm1, as released.
 
-    The encoder uses it, too: there, multihead_attn attends from tokens to tokens. Names are as in
-    released checkpoints.
+    The encoder uses it, too: there, multihead_attn attends from tokens to tokens. The names are
+    those of a released decoder layer.
     """
 
     def __init__(self, d, heads, ffn, dropout, self_attention=False):
@@ -120,7 +120,8 @@ class Layer(nn.Module):
         found, weights = self.multihead_attn(x + pos, keys, values, need_map)  # Eq. 2
         x = self.norm2(x + self.dropout(found))
         hidden = self.linear1(x)  # (B, N, ffn)
-        # In place, to save memory. Dropout and ReLU may be exchanged.
+        # ReLU after dropout gives the same values, as dropout multiplies by 0 or more; in this
+        # order, both work in place.
         hidden = F.dropout(hidden, self.dropout.p, self.training, inplace=True).relu_()
         x = self.norm3(x + self.dropout(self.linear2(hidden)))  # Eq. 3
         return x, weights
@@ -163,11 +164,11 @@ class Q2LHead(nn.Module):
         H, W = x.shape[-2:]
         pos = sine_positions(H, W, x.shape[1], x.device).to(x.dtype)
         tokens = x.flatten(2).transpose(1, 2)  # (B, HW, d)
-        for layer in self.encoder:
+        for layer in self.encoder:  # queries and keys are tokens + pos, values are tokens
             tokens, _ = layer(tokens, pos, tokens + pos, tokens)
 
-        # All images start with the same queries, so one row (batch size 1) serves them all, until
-        # they have seen a token; unless self-attention has dropout, which differs between images.
+        # Until cross-attention, the queries are the same for all images: one row is enough. The
+        # dropout of self-attention would differ between images: then B rows.
         rows = 1
         if self.training and self.decoder[0].self_attention:
             rows = tokens.shape[0]

@@ -10,7 +10,7 @@ A method is a module with
     loss           (logits, targets, ...) -> a number; targets are 1, 0 or -1 (unknown)
     REDUCTION      what `loss` does over the batch: sum or mean
     param_groups   (model, lr, weight_decay) -> parameter groups for the optimizer
-Keyword arguments of these functions that have a default are flags.
+Keyword arguments of these functions that have a default are flags (but for `reduction`).
 
 A run writes into the folder --out, called OUT:
     last.pt     the checkpoint after the last whole epoch, from which --resume continues
@@ -84,14 +84,6 @@ def train(method, settings):
     average = None
     if settings.ema > 0:
         average = copy.deepcopy(model).requires_grad_(False)
-    network = model
-    if world_size > 1:
-        network = distributed.data_parallel(model, settings.image_size, device)
-    if settings.compile:
-        model.compile()  # in place, so `network` runs it too
-    norms_to_hold = []
-    if settings.grad_checkpointing:  # the backward pass runs parts of the forward pass again
-        norms_to_hold = batchnorms(model)
     reported, weights = model, "raw"  # the weights whose mAP is the result
     if average is not None and settings.report == "ema":
         reported, weights = average, "ema"
@@ -103,6 +95,16 @@ def train(method, settings):
     optimizer = make_optimizer(groups, settings)
     schedule = make_schedule(optimizer, settings, steps_per_epoch=len(train_loader))
     scaler = torch.amp.GradScaler(device.type, enabled=amp_dtype == torch.float16)
+
+    # What runs a training step.
+    network = model
+    if world_size > 1:  # a blank image finds parameters that never get a gradient: they are frozen
+        network = distributed.data_parallel(model, settings.image_size, device)
+    if settings.compile:
+        model.compile()  # in place, so `network` runs it too
+    norms_to_hold = []  # BatchNorms
+    if settings.grad_checkpointing:
+        norms_to_hold = batchnorms(model)
 
     # Continue an earlier run after its last whole epoch.
     parts = {"model": model, "optimizer": optimizer, "schedule": schedule, "scaler": scaler}
@@ -149,9 +151,11 @@ def train(method, settings):
                     logits = network(x)  # (B, K)
                 loss = loss_function(logits, y)  # it converts half-precision logits to float32
                 if reduction == "mean":
-                    loss = loss * len(x) / len(images)  # micro-batches add up to the batch's mean
+                    # The sum over micro-batches is the batch's mean, if no label is unknown.
+                    loss = loss * len(x) / len(images)
                 else:
                     loss = loss * world_size  # DistributedDataParallel takes the mean of gradients
+                # --grad-checkpointing runs the forward pass again here: not to be counted twice.
                 with statistics_held(norms_to_hold):
                     scaler.scale(loss).backward()
                 step_loss = step_loss + loss.detach()
@@ -256,8 +260,8 @@ def make_schedule(optimizer, settings, steps_per_epoch):
     if settings.schedule == "onecycle":
         peaks = [group["lr"] for group in optimizer.param_groups]
         pct_start = settings.pct_start
-        if pct_start * total_steps == 1:
-            pct_start = pct_start * (1 - 1e-6)  # torch divides by the rise's steps less one
+        if pct_start * total_steps == 1:  # torch would divide by 0, the rise's steps less one
+            pct_start = pct_start * (1 - 1e-6)
         return OneCycleLR(optimizer, peaks, total_steps, pct_start=pct_start)
 
     if settings.schedule == "step":
@@ -289,8 +293,8 @@ def update_average(average, model, ema, updates_done):
     """average = decay * average + (1 - decay) * model, for weights and BatchNorm statistics. The
     decay rises from 0.1 to `ema`, so that a short run forgets its first weights."""
     decay = min(ema, (1 + updates_done) / (10 + updates_done))
-    update = get_ema_multi_avg_fn(decay)
-    update(floating_point_tensors(average), floating_point_tensors(model), None)
+    update = get_ema_multi_avg_fn(decay)  # in place, all tensors at once
+    update(floating_point_tensors(average), floating_point_tensors(model), None)  # None: not used
 
 
 def floating_point_tensors(model):

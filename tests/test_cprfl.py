@@ -203,6 +203,8 @@ def test_text_features_of_open_clip(tmp_path, monkeypatch):
     assert torch.equal(sentences[1:2], expected)
     model = small(text_features=None, text="random")
     assert torch.equal(model.text_features, features)
+    with pytest.raises(ValueError, match="no weights"):
+        cprfl.text_tower(CLASSES, "ViT-M-16")
     tower, sentences = cprfl.text_tower(CLASSES, "random-ViT-B-16")
     assert tower.encode_text(sentences).shape == (3, 512)
 

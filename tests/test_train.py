@@ -224,8 +224,8 @@ def test_schedules_match_their_formulas(schedule):
 def test_recipes_set_only_known_settings(name):
     method = importlib.import_module(name)
     known = vars(make_parser(method).parse_args([])).keys()
-    for data, recipe in method.RECIPES.items():
-        assert set(recipe) <= known, data
+    for name_of_set, recipe in method.RECIPES.items():
+        assert set(recipe) <= known, name_of_set
 
 
 @pytest.mark.parametrize("loss", ["", "bce", "focal", "asl", "db"])
