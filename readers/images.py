@@ -38,9 +38,12 @@ def read_file(file, upright):
     with Image.open(file) as image:
         turned = upright and image.getexif().get(ExifTags.Base.Orientation, 1) != 1
         plain_jpeg = image.format == "JPEG" and image.mode == "RGB" and not turned
-        if plain_jpeg and decode_jpeg is not None:
-            return decode_jpeg(torch.from_numpy(np.fromfile(file, np.uint8)))
-        return to_tensor(image, turned)
+        if not plain_jpeg or decode_jpeg is None:
+            return to_tensor(image, turned)
+    try:
+        return decode_jpeg(torch.from_numpy(np.fromfile(file, np.uint8)))
+    except RuntimeError as error:  # its text names a file of torchvision's
+        raise ValueError("the JPEG file is damaged or incomplete") from error
 
 
 def to_tensor(image, upright):

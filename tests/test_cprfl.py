@@ -243,8 +243,8 @@ def test_a_tuned_text_tower_trains_with_ema(tmp_path):
                 "0", "--batch-size", "16", "--tune-text", "--ema", "0.9", "--out", str(tmp_path)])
     last = json.loads((tmp_path / "log.jsonl").read_text().splitlines()[-1])
     assert last["weights"] == "ema" and last["mAP"] > 0
-    table = run("eval.py", "--checkpoint", tmp_path / "last.pt", "--workers", 0)
-    assert f"mAP {last['mAP']:.2f} " in table
+    table = run("eval.py", "--checkpoint", tmp_path / "last.pt", "--workers", 0, "--limit", 32)
+    assert "32 images, ema weights" in table
 
 
 @pytest.mark.slow
