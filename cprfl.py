@@ -227,11 +227,11 @@ def param_groups(model, lr, weight_decay, head_lr=1.0):
     rest = [p for name, p in model.named_parameters() if not name.startswith("backbone.")]
     groups = []
     for parameters, part_lr in ((backbone, lr), (rest, head_lr * lr)):
-        matrices = [p for p in parameters if p.requires_grad and p.ndim > 1]
-        vectors = [p for p in parameters if p.requires_grad and p.ndim <= 1]
+        matrices = [p for p in parameters if p.ndim > 1]
+        vectors = [p for p in parameters if p.ndim <= 1]
         groups.append({"params": matrices, "lr": part_lr, "weight_decay": weight_decay})
         groups.append({"params": vectors, "lr": part_lr, "weight_decay": 0.0})
-    return [group for group in groups if group["params"]]  # paths="direct": none of the backbone
+    return groups
 
 
 RELEASED = {
@@ -274,10 +274,8 @@ def read_text_features(source, count):
         features = torch.as_tensor(features, dtype=torch.float32)
     except Exception as error:  # damaged files raise many kinds of error
         raise ValueError(f"text features {source}: not .npy or .pt ({repr(error)[:90]})") from error
-    if features.ndim != 2 or len(features) != count or not features.numel():
-        raise ValueError(f"text features {tuple(features.shape)}: must be ({count}, m)")
-    if not features.isfinite().all():
-        raise ValueError("text features must be finite")
+    if features.ndim != 2 or len(features) != count or not features.isfinite().all():
+        raise ValueError(f"text features {tuple(features.shape)}: must be finite, ({count}, m)")
     norm = features.norm(dim=1).mean()
     if isinstance(source, str) and norm < 3:  # a tensor may come from a checkpoint, to be tested
         warnings.warn(f"the text features have a mean norm of {norm:.1f}, CLIP's have about 10: "
@@ -297,12 +295,11 @@ def text_tower(classes, text):
     if name not in open_clip.list_models():
         raise ValueError(f"text={text}: random, or one of {', '.join(open_clip.list_models())}, or "
                          "random- before one")
-    untrained = name != text
     tags = open_clip.list_pretrained_tags_by_model(name)
-    if not tags and not untrained:
-        raise ValueError(f"text={text}: open_clip has no weights for it")
-    tag = None
-    if not untrained:
+    tag = None  # untrained
+    if name == text:
+        if not tags:
+            raise ValueError(f"text={text}: open_clip has no weights for it")
         tag = "openai" if "openai" in tags else tags[0]
     quick_gelu = "openai" in tags  # these weights were trained with it
     try:

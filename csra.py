@@ -172,7 +172,7 @@ SCENES = {  # small, for a CPU
     "backbone": "test_resnet", "pretrained": False, "image_size": 128, "output_stride": 16,
     "mean": (0.5, 0.5, 0.5), "std": (0.25, 0.25, 0.25), "augment": ("flip",),
     "optimizer": "adamw", "lr": 3e-3, "weight_decay": 1e-2, "schedule": "onecycle", "epochs": 8,
-    "batch_size": 64, "heads": 1, "lam": 1.}
+    "batch_size": 64, "lam": 1.}
 RECIPES = {  # the first is the default
     "scenes": SCENES,
     "scenes-lt": dict(SCENES, epochs=40),

@@ -246,8 +246,10 @@ class Normalize:
     """uint8 (B, 3, H, W) -> float on `device`: (images / 255 - mean) / std, per channel."""
 
     def __init__(self, mean, std, device):
-        self.mean = 255 * torch.tensor(mean, device=device).view(3, 1, 1)
-        self.std = 255 * torch.tensor(std, device=device).view(3, 1, 1)
+        mean = torch.tensor(mean, device=device)
+        std = torch.tensor(std, device=device)
+        self.mean = 255 * mean.view(3, 1, 1)
+        self.std = 255 * std.view(3, 1, 1)
 
     def __call__(self, images):
         images = images.to(self.mean.device, non_blocking=True)
