@@ -305,7 +305,7 @@ def grid():
         for flags in choices if isinstance(choices, tuple) else ():
             name = full("coco18", command, flags, 0)
             if name in KEPT:
-                rows.append([label, f"`python {command} {flags}`",
+                rows.append([label.replace("the same", "baseline, BCE"), f"`python {command} {flags}`",
                              f"{KEPT[name]['best_mAP_on_val']:.1f}"])
     return table(["candidate, seed 0", "command", "mAP on val"], rows)
 
@@ -319,7 +319,7 @@ def larger():
             if name in KEPT:
                 line = KEPT[name]
                 figures = [line["best_mAP_on_val"], line["mAP"], line["CF1"], line["OF1"]]
-                rows.append([label, f"`python {command} {flags}`",
+                rows.append([label.replace("the same", "baseline, BCE"), f"`python {command} {flags}`",
                              *(f"{figure:.1f}" for figure in figures)])
     return table(["320 px, seed 0", "command", "mAP on val", "mAP", "CF1", "OF1"], rows)
 
