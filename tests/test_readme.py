@@ -2,14 +2,19 @@
 import json
 import re
 import shutil
+import sys
+import types
 
 import pytest
 import results
 from conftest import HERE, run
 
+import train
+
 ROOT = HERE.parent
 README = (ROOT / "README.md").read_text("utf-8")
-EXAMPLES = re.findall(r"```python\n(.*?)```", README, re.DOTALL)
+BLOCKS = re.findall(r"```python\n(.*?)```", README, re.DOTALL)
+EXAMPLES = [code for code in BLOCKS if "log.jsonl" not in code]
 
 
 @pytest.mark.parametrize("name, figures", [("csra", ["1"]), ("q2l", []), ("cprfl", []), ("asl", [])])
@@ -56,6 +61,32 @@ def test_commands_and_linked_files_exist():
             assert flag in text, f"{program} {flag}"
     for file in re.findall(r"\]\((tests/[^)]+)\)", README):
         assert (ROOT / file).is_file(), file
+
+
+def test_the_log_can_be_drawn(tmp_path, monkeypatch):
+    """With a stand-in for matplotlib, which is not required."""
+    drawn = []
+    axes = types.SimpleNamespace(plot=lambda x, y, *_, **options: drawn.append((x, y)))
+    pyplot = types.SimpleNamespace(plot=axes.plot, twinx=lambda: axes, savefig=lambda name: None)
+    monkeypatch.setitem(sys.modules, "matplotlib", types.SimpleNamespace(pyplot=pyplot))
+    monkeypatch.setitem(sys.modules, "matplotlib.pyplot", pyplot)
+    train.main(["--model", "csra", "--limit", "32", "--batch-size", "16", "--epochs", "2", "--workers",
+                "0", "--out", str(tmp_path / "OUT")])
+    monkeypatch.chdir(tmp_path)
+    code, = (code for code in BLOCKS if "log.jsonl" in code)
+    exec(code, {})  # noqa: S102 (README's own lines)
+    lines = [json.loads(line) for line in (tmp_path / "OUT/log.jsonl").read_text().splitlines()]
+    assert drawn == [([1, 2], [line[name] for line in lines[1:3]]) for name in ("loss", "mAP")]
+
+
+def test_the_structure_is_that_of_the_tree():
+    table = README[README.index("| where | what |"):README.index("## Citation")]
+    named = set(re.findall(r"`([\w/]+(?:\.py)?)`", table))
+    there = {file.name for file in ROOT.glob("*.py")} | {
+        f"{file.parent.name}/" for file in ROOT.glob("*/*.py") if not file.parent.name.startswith(".")}
+    assert named == there
+    row = re.search(r"^\| `tools/` \| programs: (.*) \|$", table, re.MULTILINE)[1]
+    assert set(row.split(", ")) == {file.stem for file in ROOT.glob("tools/*.py")} - {"__init__"}
 
 
 LOGGED = {  # row of "What to expect": (run in the public logs, epoch of our recipe)
