@@ -269,10 +269,16 @@ def test_contact_sheets_of_heat_maps(checkpoint, tmp_path, monkeypatch, capsys):
                       str(tmp_path / model), "--threshold", "0", *each_head])
         sheet, = (tmp_path / model).iterdir()
         assert sheet.name == "00000-a.png" and size in (None, Image.open(sheet).size)
-    predict.main(["--checkpoint", str(file), str(tmp_path / "a.png"), "--heatmaps",
-                  str(tmp_path / "none"), "--threshold", "1"])  # no label
-    sheet, = (tmp_path / "none").iterdir()
-    assert Image.open(sheet).size == (60, 78)
+    long_name = tmp_path / f"{'x' * 250}.png"
+    long_name.write_bytes((tmp_path / "a.png").read_bytes())
+    (tmp_path / "b").mkdir()
+    twin = tmp_path / "b/a.png"  # the same name in another folder
+    twin.write_bytes((tmp_path / "a.png").read_bytes())
+    predict.main(["--checkpoint", str(file), str(tmp_path / "a.png"), str(long_name), str(twin),
+                  "--heatmaps", str(tmp_path / "none"), "--threshold", "1"])  # no label
+    sheets = sorted((tmp_path / "none").iterdir())
+    assert [sheet.name[:7] for sheet in sheets] == ["00000-a", "00001-x", "00002-a"]
+    assert Image.open(sheets[0]).size == (60, 78)
     with pytest.raises(SystemExit):
         predict.main(["--checkpoint", str(file), str(tmp_path), "--each-head"])
 
