@@ -21,7 +21,7 @@ Paper, released code, this file:
 - Learning rate of the first step: 0 as released; here that of the first step of the warm-up.
 - Reported epoch: the released script prints all and picks none; here the last one.
 
-Run: python csra.py                            synthetic scenes on a CPU: 99.7 mAP in 1 to 2.5 min
+Run: python csra.py                            synthetic scenes on a CPU: 99.8 mAP in 1 to 2.5 min
      python csra.py --data voc2007 --root DIR  the paper's recipe, for its 94.7 mAP (not run here)
 Copy: CSRAHead, with the few lines above it, needs nothing but torch.
 """

@@ -29,7 +29,7 @@ Paper, released code, this file:
   released default length, it raises an error today.
 - Left out: a learning rate multiplier of batch / 256, which OneCycle overrides.
 
-Run: python q2l.py                            synthetic scenes on a CPU: 98.4 mAP
+Run: python q2l.py                            synthetic scenes on a CPU: 98.2 mAP
      python q2l.py --data coco2014 --root DIR the released recipe, for 84.9 mAP (not run here)
 Copy: the file stands alone.
 """

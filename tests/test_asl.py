@@ -180,3 +180,10 @@ def test_a_model_in_half_precision():
     images = torch.randn(1, 3, 64, 64)
     torch.testing.assert_close(model.bfloat16()(images.bfloat16()), model.float()(images), atol=0.05,
                                rtol=0.1)
+
+
+def test_the_classifier_starts_as_released():
+    for std, more in ((0.01, {}), (0.1, {"head_std": 0.1})):
+        model = asl.build(range(80), backbone="resnet18", pretrained=False, image_size=64, **more)
+        assert model.head.weight.std().item() == pytest.approx(std, rel=0.05)
+    assert asl.RECIPES["scenes"]["head_std"] == 0.1 and "head_std" not in asl.RECIPES["coco2014"]
