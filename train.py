@@ -231,6 +231,8 @@ def train(method, settings):
     if is_main():
         write_log(out / "log.jsonl", first_line, history + [result])
     announce_result(result, best, monitor)
+    if settings.data in ("voc2007", "voc2012"):
+        print_once(f"difficult objects of the test split: {settings.difficult}")
     return result
 
 
