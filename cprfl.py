@@ -32,7 +32,7 @@ Paper, released code, this file:
 - For speed, with the same values: only the prompts' outputs are used, so only they are queries;
   and what depends on no image is computed once per batch.
 
-Run: python cprfl.py                          long-tailed scenes on a CPU: 69.5 mAP in 3 to 5 minutes
+Run: python cprfl.py                          long-tailed scenes on a CPU: 69.5 mAP in 5 minutes
      python cprfl.py --data voc-lt --root DIR the released recipe, for 86.28 mAP (not run here)
 Copy: the file stands alone.
 """
