@@ -23,6 +23,8 @@ from readers.errors import InputError, explain_errors
 from readers.images import missing, read_image
 from readers.longtail import long_tailed
 
+HAVE_DIFFICULT = ("voc2007", "voc2012")  # the data sets with objects marked as difficult
+
 
 class Dataset(torch.utils.data.Dataset):
     """One split. Arrays, not lists: forked loading processes share them without a copy."""
@@ -109,7 +111,7 @@ def load(name, root="", split="train", *, drop_unlabelled=False, difficult="igno
         raise InputError(f"{name} needs --root, the folder that holds it; {root} is not there")
 
     classes, paths, targets = READERS[name](root, split)
-    if difficult == "negative" and name in ("voc2007", "voc2012") and split == "test":
+    if difficult == "negative" and name in HAVE_DIFFICULT and split == "test":
         targets = np.maximum(targets, 0)  # -1 becomes 0
     dataset = Dataset(classes, paths, targets, upright=name == "csv")
     if drop_unlabelled:

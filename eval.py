@@ -20,7 +20,7 @@ import numpy as np
 import torch
 from torch import nn
 
-from data import Dataset, Normalize, label_warnings, load, make_loader
+from data import HAVE_DIFFICULT, Dataset, Normalize, label_warnings, load, make_loader
 from lib import distributed
 from lib.checkpoint import read_checkpoint
 from lib.models import import_method, model_of, reported_weights
@@ -213,10 +213,10 @@ class Residual(nn.Module):
         super().__init__()
         self.model = model
         self.lam = lam
-        self.residual = import_method("csra").residual
+        csra = import_method("csra")
+        self.residual = csra.residual
         head = getattr(model, "head", None)
-        csra_head = import_method("csra").CSRAHead
-        self.from_csra = isinstance(head, csra_head) and head.lam == 0
+        self.from_csra = isinstance(head, csra.CSRAHead) and head.lam == 0
         if not self.from_csra and not isinstance(head, nn.Linear):
             raise InputError("--residual needs a pooled linear classifier: asl.py's, or csra "
                              "--lam 0")
@@ -279,6 +279,7 @@ class Evaluation:
             model.to(self.device, memory_format=torch.channels_last)
             total = total + predict(model, loader, normalize, amp_dtype, flip)
         return total / len(sizes)
+
 
 # ------------------------------------------------------------------------------------- command line
 
@@ -344,7 +345,7 @@ def title(evaluation, args, sizes, count):
         text += " and mirrored"
     if args.residual is not None:
         text += f", residual {args.residual}"
-    if data in ("voc2007", "voc2012"):
+    if data in HAVE_DIFFICULT:
         text += f", difficult objects {evaluation.settings.difficult}"
     return text
 

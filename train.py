@@ -38,7 +38,7 @@ from torch.optim.lr_scheduler import (
 )
 from torch.optim.swa_utils import get_ema_multi_avg_fn
 
-from data import Normalize, label_warnings, load_splits, make_loader
+from data import HAVE_DIFFICULT, Normalize, label_warnings, load_splits, make_loader
 from eval import metrics, predict
 from lib import distributed
 from lib.checkpoint import fingerprint, read_checkpoint, refuse_changed_data, save
@@ -231,7 +231,7 @@ def train(method, settings):
     if is_main():
         write_log(out / "log.jsonl", first_line, history + [result])
     announce_result(result, best, monitor)
-    if settings.data in ("voc2007", "voc2012"):
+    if settings.data in HAVE_DIFFICULT:
         print_once(f"difficult objects of the test split: {settings.difficult}")
     return result
 

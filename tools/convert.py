@@ -16,7 +16,7 @@ import torch
 from data import load
 from lib.checkpoint import save
 from lib.distributed import program
-from lib.models import build_model
+from lib.models import build_model, without_weights
 from lib.released import convert
 from lib.settings import flags_in, read_command_line
 from readers import CLASSES
@@ -34,7 +34,6 @@ def main(argv=None):
         raise InputError(f"{file} exists: choose another folder")
     path = settings.released
     del settings.released, settings.folder  # not settings of the checkpoint
-    settings.pretrained = False
     settings.ema = 0.0  # the file has one set of weights
 
     released = read_released(path)
@@ -43,7 +42,7 @@ def main(argv=None):
     classes = class_names(settings)
     check_number_of_classes(settings.model, state, classes, path)
     read_shapes(settings, state)
-    model = build_model(method, settings, classes)
+    model = build_model(method, without_weights(settings), classes)
     with explain_errors(path, "it does not fit the model: check --backbone and --image-size"):
         model.load_state_dict(state, strict=True)
 
@@ -102,8 +101,6 @@ def read_shapes(settings, state):
         settings.ffn = state["interaction.Wr.weight"].shape[0]
         settings.head_dim = state["interaction.to_out.weight"].shape[1] // settings.heads
         settings.tune_text = "text.text_projection" in state
-        if settings.tune_text:
-            settings.text = f"random-{settings.text}"  # its weights are in the file
 
 
 def count_layers(state, name):
