@@ -315,8 +315,8 @@ def test_a_relative_root_works_from_elsewhere(tmp_path, monkeypatch):
 
 def test_fp16_with_sgd_keeps_its_momentum(tmp_path):
     """Its scaler skips the first step; torch's fused SGD would then keep an unset momentum."""
-    train.main([*own(tmp_path), "--amp", "fp16", "--optimizer", "sgd", "--epochs", "3", "--out",
-                str(tmp_path / "run")])
+    train.main([*own(tmp_path), "--amp", "fp16", "--optimizer", "sgd", "--epochs", "3",
+                "--image-size", "32", "--out", str(tmp_path / "run")])
     state = torch.load(tmp_path / "run/last.pt")
     assert all(x.isfinite().all() for x in state["model"].values())
     groups = [{"params": [torch.nn.Parameter(torch.ones(1))], "lr": 0.1}]

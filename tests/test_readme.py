@@ -71,7 +71,7 @@ def test_the_log_can_be_drawn(tmp_path, monkeypatch):
     monkeypatch.setitem(sys.modules, "matplotlib", types.SimpleNamespace(pyplot=pyplot))
     monkeypatch.setitem(sys.modules, "matplotlib.pyplot", pyplot)
     train.main(["--model", "csra", "--limit", "32", "--batch-size", "16", "--epochs", "2", "--workers",
-                "0", "--out", str(tmp_path / "OUT")])
+                "0", "--image-size", "32", "--out", str(tmp_path / "OUT")])
     monkeypatch.chdir(tmp_path)
     code, = (code for code in BLOCKS if "log.jsonl" in code)
     exec(code, {})  # noqa: S102 (README's own lines)

@@ -151,7 +151,8 @@ def test_each_epoch_has_its_own_order_and_augmentations(tmp_path, monkeypatch):
     epochs = {"images": [], "order": []}
     monkeypatch.setattr(data.Dataset, "set_epoch", lambda self, epoch: epochs["images"].append(epoch))
     monkeypatch.setattr(DistributedSampler, "set_epoch", lambda self, epoch: epochs["order"].append(epoch))
-    train.main(["--model", "csra", *map(str, QUICK), "--epochs", "3", "--out", str(tmp_path)])
+    train.main(["--model", "csra", *map(str, QUICK), "--image-size", "32", "--epochs", "3",
+                "--out", str(tmp_path)])
     assert epochs == {"images": [0, 1, 2], "order": [0, 1, 2]}
 
 
