@@ -140,10 +140,6 @@ class CPRFL(nn.Module):
             self.prompts = nn.Parameter(torch.randn(len(classes), d_model))
         self.interaction = Interaction(d_model, heads, head_dim, ffn, dropout)
         self.paths = paths
-        if paths == "direct":  # no gradient flows through the refined features
-            self.backbone.requires_grad_(False)
-            self.phi.requires_grad_(False)
-            self.interaction.requires_grad_(False)
 
     def features(self, images):
         """(B, 3, h, w) -> (B, width, H, W), from NCHW (ResNet), NHWC (Swin) or tokens (ViT)."""
@@ -166,14 +162,12 @@ class CPRFL(nn.Module):
 
     def score(self, tokens, prompts):
         """Eq. 3-6 before the sigmoid: (B, K)."""
-        into_interaction = prompts
-        in_score = prompts
+        refined = self.interaction(tokens, prompts)  # (B, K, d)
         if self.paths == "interaction":
-            in_score = prompts.detach()  # no gradient along the direct path
+            prompts = prompts.detach()
         if self.paths == "direct":
-            into_interaction = prompts.detach()
-        refined = self.interaction(tokens, into_interaction)  # (B, K, d)
-        return (at_least_float32(refined) * at_least_float32(in_score)).sum(-1)  # Eq. 6
+            refined = refined.detach()
+        return (at_least_float32(refined) * at_least_float32(prompts)).sum(-1)  # Eq. 6
 
     def forward(self, images):
         x = self.features(images)

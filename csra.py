@@ -168,6 +168,7 @@ PAPER = {
     "warmup_epochs": 2., "epochs": 30, "batch_size": 16, "drop_last": False, "heads": 1,
     "lam": 0.1,
     "note": "for 94.7 mAP on VOC 2007; reports the last epoch"}
+LONG_TAIL = dict(PAPER, note="not a recipe of the paper, which has no long tail")
 SCENES = {  # small, for a CPU
     "backbone": "test_resnet", "pretrained": False, "image_size": 128, "output_stride": 16,
     "mean": (0.5, 0.5, 0.5), "std": (0.25, 0.25, 0.25), "augment": ("flip",),
@@ -177,8 +178,8 @@ RECIPES = {  # the first is the default
     "scenes": SCENES,
     "scenes-lt": dict(SCENES, epochs=40),
     "csv": dict(PAPER, drop_last=True, note=""),  # BatchNorm needs more than one image
-    "coco-lt": dict(PAPER, note="not a recipe of the paper, which has no long tail"),
-    "voc-lt": dict(PAPER, note="not a recipe of the paper, which has no long tail"),
+    "coco-lt": LONG_TAIL,
+    "voc-lt": LONG_TAIL,
     "voc2007": PAPER,
     "voc2012": dict(PAPER, note="the settings of VOC 2007; no published figure"),
     "coco2014": dict(

@@ -42,11 +42,6 @@ from timm.models import resnet, tresnet
 from torch import nn
 from torch.nn.modules.batchnorm import _BatchNorm
 
-GAMMAS = {  # for loss(logits, targets, **GAMMAS["paper"])
-    "paper": {"gamma_pos": 0, "gamma_neg": 1},
-    "released": {"gamma_pos": 0, "gamma_neg": 2},
-}
-
 
 class Attention(nn.Module):
     """Multi-head attention through torch's fused kernel. Queries of batch size 1 serve all images.
@@ -315,6 +310,7 @@ TRESNET = dict(  # settings stored in the released checkpoints; inputs in [0, 1]
 VOC = dict(
     TRESNET, augment=("randaugment",), batch_size=64, epochs=24, difficult="negative",
     note="stops after 24 of 80 epochs, where the EMA is highest in the one public log")
+LONG_TAIL = dict(COCO, epochs=80, note="not a recipe of the paper, which has no long tail")
 SCENES = {  # small, for a CPU
     "backbone": "test_resnet", "pretrained": False, "image_size": 128, "output_stride": 16,
     "mean": (0.5, 0.5, 0.5), "std": (0.25, 0.25, 0.25), "augment": ("flip",),
@@ -326,8 +322,8 @@ RECIPES = {  # the first is the default
     "scenes-lt": dict(SCENES, epochs=40),
     # no log tells where to stop: a whole schedule
     "csv": dict(COCO, epochs=20, schedule_epochs=20, note=""),
-    "coco-lt": dict(COCO, epochs=80, note="not a recipe of the paper, which has no long tail"),
-    "voc-lt": dict(COCO, epochs=80, note="not a recipe of the paper, which has no long tail"),
+    "coco-lt": LONG_TAIL,
+    "voc-lt": LONG_TAIL,
     "coco2014": COCO,
     "coco2017": dict(COCO, note="as for COCO 2014; no published figure"),
     "voc2007": dict(

@@ -1,6 +1,7 @@
 """The metrics against definitions written out by brute force; what eval.py does with a checkpoint."""
 import argparse
 import json
+import re
 import time
 
 import numpy as np
