@@ -10,26 +10,27 @@ arXiv 2009.14119. Its equations:
     (6)  L- = p_m^g- log(1 - p_m)
     (7)  ASL: L+ of (4), L- of (6)
 
-Paper, released code, this file:
-- The focusing weights carry no gradient in the released code (its default); the paper doesn't say.
-  Here `detach`, True as released.
-- Reduction: the released loss is the sum over batch and classes, and so is this file's. With
-  --loss asl, for any method, it is the mean.
-- Released: log of max(p, 1e-8). In fp16 1e-8 is 0, so it bounds nothing; in float32 it stops the
-  gradient of a confident mistake. Here at least float32, and logsigmoid where the equation has
-  log p; log(1 - p_m) needs no bound with a margin.
-- Image size: the released script's default is 224 px, the paper's 448 px. Here 448.
-- Inputs: in [0, 1], without mean and std, as released.
-- Reported epoch: the released code reports the better of raw weights and their average (EMA) at the
-  best epoch on the test set. Here: the EMA weights after an epoch that the recipe fixes. In the one
-  public log that runs to the end of its schedule, the EMA ends 3.5 mAP below its best.
-- EMA: as released it has the full decay from the first step; in train.py the decay rises to it.
+Where the paper, the released code and this file differ:
+- Focusing weights: by default, they carry no gradient in the released code. The paper doesn't say.
+  Here: no gradient; `detach=False` gives them one.
+- Reported epoch: the released code picks the best epoch on the test set, for the raw weights or
+  their moving average (EMA), whichever is better. Here: the EMA weights after the recipe's fixed
+  epoch. Only one public log runs to the end of its schedule. Its EMA ends 3.5 mAP below its best.
+- Reduction: a sum over batch and classes, as released. If you choose this loss with --loss asl, for
+  any method, it is the mean.
+- Logarithm: the released code takes the log of max(p, 1e-8). In fp16, 1e-8 is 0, so this is no
+  bound. In float32, it stops the gradient of a confident mistake. Here, the loss runs in float32 or
+  higher, and log p is a logsigmoid. With a margin, log(1 - p_m) needs no bound.
+- Image size: 224 px by default in the released script, 448 px in the paper. Here: 448.
+- Inputs: in [0, 1], not normalized with mean and std, as released.
+- EMA: the released code uses the full decay from the first step. Here, train.py raises the decay
+  step by step to its full value.
 - Left out: adaptive asymmetry (Eq. 10-11).
 
 Run: python asl.py                            synthetic scenes on a CPU: 99.1 mAP
-     python asl.py --data coco2014 --root DIR the paper's recipe, for its 86.6 mAP (not run here)
+     python asl.py --data coco2014 --root DIR the paper's recipe: 86.6 mAP there, not run here
      python asl.py --clip 0                   focusing only; --gamma-neg 0: margin only
-Copy: the losses need nothing but torch.
+To copy: the losses need only torch (leave out the import of timm).
 """
 from functools import partial
 
@@ -114,8 +115,8 @@ DB_SETTINGS = {  # published
 def rebalanced_weight(targets, class_freq, alpha, beta, mu):
     """r-hat (B, K) of the distribution-balanced loss, in [alpha, alpha + 1].
 
-    From the ratio P^C / P^I: how often class k is drawn when classes are drawn evenly, and how
-    often its image is drawn then, which is more because of the image's other labels.
+    It depends on P^C / P^I. Classes are sampled evenly. P^C is how often an image is drawn for
+    class k. P^I is how often it is drawn at all, which is more if it has other labels.
     """
     p_class = 1 / class_freq.clamp(min=1)  # P^C = 1 / (K n_k); K cancels
     positive = targets == 1
@@ -247,7 +248,7 @@ SCENES = {  # small, for a CPU
 RECIPES = {  # the first is the default
     "scenes": SCENES,
     "scenes-lt": dict(SCENES, epochs=40),
-    # no log tells where to stop: a whole schedule
+    # no public log shows where to stop, so this runs the whole schedule
     "csv": dict(
         COCO, epochs=20, schedule_epochs=20, drop_last=True, drop_unlabelled=False, note=""),
     "coco-lt": LONG_TAIL,

@@ -4,37 +4,39 @@ Paper: Yan et al., "Category-Prompt Refined Feature Learning for Long-Tailed Mul
 Classification", ACM MM 2024. Its equations:
 
     (1)   F = phi(f)                      local features, a linear map: HW tokens of width d
-    (2)   P = GELU(W W1 + b1) W2 + b2     prompts from the class names' text features W (K, m)
+    (2)   P = GELU(W W1 + b1) W2 + b2     prompts, from text features W (K, m) of class names
     (3)   Z = [F; P]
     (4)   Z' = MHA(Z)                     visual-semantic interaction; keeps the prompts' outputs P'
     (5)   P'' = GELU(P' Wr + b3) Wo + b4  no residual connection, here or around the attention
     (6)   s_k = sigmoid(p''_k . p_k)      the refined feature against its own prompt, unscaled
     (7)   asymmetric loss, g+ 0, g- 4, margin 0.05
 
-Paper, released code, this file:
-- Reported epoch: the released code reports the best EMA epoch on the test set, from epoch 11 on.
-  Here: the EMA weights after the last epoch.
-- Epochs, COCO-LT and VOC-LT: the released loop runs to epoch 80; a comment says that VOC-LT stops
-  after 29; batch 16. The paper says 30 epochs, batch 32. Here 80 and 29, batch 16.
-- Learning rate: 1e-5 in the released script, for both; 5e-5 stands only in a comment and in
-  the name of a COCO run. Here 1e-5.
-- Backbone: whether its weights are torchvision's V1 or V2 is not known; it is worth 2.5 to 3 mAP on
-  COCO. Here V1; --backbone resnet101.tv2_in1k is V2.
-- Text encoder: frozen in the paper; in the released code the freezing is commented out, so it is
-  trained. Here frozen; `tune_text` trains it.
-- Architecture as released, left out in the paper's equations: LayerNorm before attention and before
-  Eq. 5; heads of width 512; no bias in queries, keys and values; no position embedding; dropout 0.1
-  after the output projection, after GELU and after the last linear map, nowhere else.
-- Eq. 7 as released: weights without gradient, probabilities at least 1e-8, mean over B and K.
-- Released: a lower learning rate for the backbone is set up but never takes effect. Here: one
-  learning rate for all, unless `head_lr` says otherwise.
-- The released train script lacks an argument and a module: "as released" is a repaired copy.
-- For speed, with the same values: only the prompts' outputs are used, so only they are queries;
-  and what depends on no image is computed once per batch.
+Where the paper, the released code and this file differ:
+- Text tower: frozen in the paper. In the released code, the freezing is commented out, so the tower
+  is trained. Here: frozen; `tune_text` trains it.
+- Reported epoch: from epoch 11 on, the released code picks the best epoch of the EMA weights on the
+  test set. Here: the EMA weights after the last epoch.
+- Epochs: the paper says 30, with batch size 32. The released loop runs to epoch 80, with batch size
+  16; a comment says that VOC-LT stops after 29. Here: 80 for COCO-LT, 29 for VOC-LT, batch size 16.
+- Learning rate: 1e-5 in the released script, for both data sets. 5e-5 appears only in a comment
+  and in the name of a COCO run. Here: 1e-5.
+- Backbone: it is not known whether the weights were torchvision's V1 or V2. The difference is 2.5
+  to 3 mAP on COCO. Here: V1; --backbone resnet101.tv2_in1k gives V2.
+- Backbone's learning rate: the released code sets up a lower one, but it never takes effect. Here:
+  one learning rate for all parameters, unless you set `head_lr`.
+- Architecture, as released; the paper's equations leave this out: LayerNorm before attention and
+  before Eq. 5; heads of width 512; no bias in the query, key and value projections; no position
+  embedding; dropout 0.1 after the output projection, after GELU and after the last linear layer,
+  and nowhere else.
+- Eq. 7, as released: the focusing weights carry no gradient, probabilities are clamped to at least
+  1e-8, and the loss is the mean over B and K.
+- The released training script lacks an argument and a module. "As released" means a repaired copy.
+- Faster here, with the same results: only the prompts are queries, because only their outputs are
+  used. Whatever does not depend on the images is computed once per batch.
 
 Run: python cprfl.py                          long-tailed scenes on a CPU: 69.5 mAP in 5 minutes
-     python cprfl.py --data voc-lt --root DIR the released recipe, for 86.28 mAP (not run here)
-Copy: the file stands alone.
+     python cprfl.py --data voc-lt --root DIR the released recipe: 86.28 mAP there, not run here
+To copy: this file needs no other file.
 """
 import warnings
 
@@ -89,12 +91,12 @@ class Interaction(nn.Module):
 class CPRFL(nn.Module):
     """Images (B, 3, image_size, image_size) -> logits (B, K): Eq. 1-6 on a backbone.
 
-    `text`: the text tower, a model name of open_clip; random-NAME is an untrained NAME, random
-    that of RN50. `tune_text` trains it. `text_features`: your own (K, m) in its place, a tensor or
-    a .npy or .pt file, of a norm near 10 (CLIP's). `prompts`: nonlinear (Eq. 2; its hidden width is
-    tau x d_model), linear or random. `paths`: where gradients reach the prompts: through the
-    interaction, through the score of Eq. 6 (direct; then backbone, phi and interaction do not
-    train), or both. Raises ValueError.
+    `text`: the text tower, a model name of open_clip. random-NAME is the same tower, untrained;
+    random means random-RN50. `tune_text` trains the tower. `text_features` replaces it with your
+    own features (K, m): a tensor, or a .npy or .pt file. Their norm should be near 10, like CLIP's.
+    `prompts`: nonlinear (Eq. 2; its hidden width is tau x d_model), linear or random. `paths`: how
+    gradients reach the prompts: through the interaction, through the score of Eq. 6 (direct; then
+    backbone, phi and interaction do not train), or both. Raises ValueError.
     """
 
     def __init__(self, classes, *, backbone, pretrained, image_size, text="RN50",
@@ -245,7 +247,7 @@ SCENES = {  # small, for a CPU
 RECIPES = {  # the first is the default
     "scenes-lt": SCENES,
     "scenes": dict(SCENES, epochs=8),
-    # no log tells where to stop: a whole, shorter schedule
+    # no public log shows where to stop, so this runs a whole, shorter schedule
     "csv": dict(RELEASED, epochs=20, schedule_epochs=20, drop_last=True, note=""),
     "coco-lt": RELEASED,
     "voc-lt": dict(

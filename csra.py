@@ -1,29 +1,30 @@
 """CSRA: class-specific residual attention, a spatial attention head at almost no cost.
 
 Paper: Zhu & Wu, "Residual Attention: A Simple but Effective Method for Multi-Label Recognition",
-ICCV 2021, arXiv 2108.02456. Its equations, with numbers and letters of this file (in the paper, s
-is the attention, a the class's feature):
+ICCV 2021, arXiv 2108.02456. The equations, with this file's own numbers and letters (in the paper,
+s is the attention and a is the feature of a class):
 
     (1)  s_kj = x_j . m_k / |m_k|                    score of class k at cell j; no bias
     (2)  a_kj = softmax over j of (T s_kj)           attention at temperature T
     (3)  z_k = mean_j s_kj + lam sum_j a_kj s_kj     T = infinity: the sum is max_j s_kj
     (4)  z = sum over heads of (3)                   each head with its own classifier and T
 
-Paper, released code, this file:
-- Learning rates: the paper prints 0.1 for the backbone, 0.01 for the classifier; its author says
-  that they are swapped. Here as released: `lr` for the backbone, 10 x `lr` for the classifier.
-- COCO with ResNet-101: 4 heads in the paper; the released "4 heads" command passes 6. Here 4.
-- Temperature infinity: the released code writes 99 for the maximum. Here it is math.inf.
-- ResNet inputs stay in [0, 1], without mean and std, as released; the paper doesn't say.
+Where the paper, the released code and this file differ:
+- Learning rates: the paper says 0.1 for the backbone and 0.01 for the classifier. Its author says
+  that the two are swapped. Here, as released: `lr` for the backbone, 10 x `lr` for the classifier.
+- Reported epoch: the released script prints every epoch and picks none. Here: the last epoch.
+- COCO with ResNet-101: 4 heads in the paper; the released "4 heads" command passes 6. Here: 4.
 - VOC's difficult objects: negative in training, ignored at test time, as released.
-- Mixed precision: none as released; here where train.py enables it (--amp off: none). The pooling
-  of Eq. 2-4 is in float32 anyway.
-- Learning rate of the first step: 0 as released; here that of the first step of the warm-up.
-- Reported epoch: the released script prints all and picks none; here the last one.
+- ResNet inputs: in [0, 1], not normalized with mean and std, as released. The paper doesn't say.
+- Mixed precision: the released code has none. Here, train.py enables it where it can (--amp off
+  disables it). The pooling in Eq. 2-4 runs in float32 or higher.
+- Infinite temperature, which takes the maximum: 99 in the released code, math.inf here.
+- Warm-up: in the released code, the learning rate of the first step is 0. Here, the first step
+  already has the first learning rate above 0.
 
 Run: python csra.py                            synthetic scenes on a CPU: 99.8 mAP in 1 to 2.5 min
-     python csra.py --data voc2007 --root DIR  the paper's recipe, for its 94.7 mAP (not run here)
-Copy: CSRAHead, with the few lines above it, needs nothing but torch.
+     python csra.py --data voc2007 --root DIR  the paper's recipe: 94.7 mAP there, not run here
+To copy: CSRAHead and the few lines above it need only torch (leave out the import of timm).
 """
 import math
 

@@ -1,37 +1,39 @@
-"""Q2L: Query2Label. Label embeddings look for their class in the image, by cross-attention.
+"""Q2L: Query2Label. Each label embedding finds its class in the image by cross-attention.
 
 Paper: Liu et al., "Query2Label: A Simple Transformer Way to Multi-Label Classification",
-arXiv 2107.10834. Its equations, with numbers of this file. ~X is X + its position embedding; F is
-the feature map as HW tokens of width d:
+arXiv 2107.10834. The equations, with this file's own numbers. ~X is X plus its position embedding.
+F is the feature map, as HW tokens of width d:
 
     (1)  Q'  = MHA(~Q, ~Q, Q)         self-attention among the labels
     (2)  Q'' = MHA(~Q', ~F, F)        cross-attention from labels to tokens
     (3)  Q_i = FFN(Q'')               decoder layer i
     (4)  p_k = sigmoid(W_k . Q_k + b_k)
-    (5)  loss: minus the mean of (1 - p)^g+ log p where y = 1, of p^g- log(1 - p) where y = 0
+    (5)  loss = -mean of: (1 - p)^g+ log p where y = 1, p^g- log(1 - p) where y = 0
 
-Paper, released code, this file:
-- Eq. 1: the released decoder and its checkpoints have no self-attention. Here
-  `self_attention=False` is the released decoder, True the paper's.
-- Eq. 5, gammas: g+ 0, g- 1 in the paper; the released command has g- 2, the released TResNets 0,
-  which is plain cross-entropy. Here as released; --gamma-neg 1 is the paper's.
-- Eq. 5, details, as released: focusing weights without gradient, p at least 1e-5, times 1000.
-- Reported epoch: the released code reports the better of raw weights and their average (EMA), at
-  the best epoch on the test set; it stops when 9 epochs pass without a better one and the EMA is
-  below its best. Here: the EMA weights after an epoch that the recipe fixes.
-- Frozen as released (`freeze`): stem and layer1 of ResNet and TResNet, every BatchNorm of a ResNet.
-  Without pretrained weights they would stay random: --no-freeze.
-- The decoder's input is 0; label embeddings are its position embeddings, added in every layer, as
-  released.
-- VOC 2007: the run that reaches 96.1 has self-attention in the second decoder layer only. Here it
-  is in both: in the first, whose input is 0, it adds the same vector to every label.
-- Cutout of half the side on COCO and NUS-WIDE, as in the logs that reach the figures: with the
-  released default length, it raises an error today.
-- Left out: a learning rate multiplier of batch / 256, which OneCycle overrides.
+Where the paper, the released code and this file differ:
+- Eq. 1: the released decoder and its checkpoints have no self-attention. Here,
+  `self_attention=False` is the released decoder and True is the paper's.
+- Eq. 5, gammas: the paper has g+ 0 and g- 1. The released command has g- 2. The released TResNets
+  have g- 0, which is plain cross-entropy. Here: as released; --gamma-neg 1 gives the paper's.
+- Eq. 5, details, as released: the focusing weights carry no gradient, p is clamped to at least
+  1e-5, and the loss is multiplied by 1000.
+- Reported epoch: the released code picks the best epoch on the test set, for the raw weights or
+  their moving average (EMA), whichever is better. It stops when there has been no better epoch for
+  9 epochs and the EMA is below its best. Here: the EMA weights after the recipe's fixed epoch.
+- Frozen, as released (`freeze`): the stem and layer1 of a ResNet or TResNet, and every BatchNorm of
+  a ResNet. If you train without pretrained weights, use --no-freeze, or they would stay random.
+- The decoder's input is 0. The label embeddings are its position embeddings. They are added in
+  every layer, as released.
+- VOC 2007: the run that reaches 96.1 has self-attention in the second decoder layer only. Here,
+  both layers have it. In the first layer, the input is 0, so it only adds the same vector to every
+  label.
+- Cutout on COCO and NUS-WIDE: a square of half the image side, as in the public logs that reach the
+  paper's mAP. The released default length raises an error today.
+- Left out: the released learning rate factor of batch / 256, which OneCycle overrides.
 
 Run: python q2l.py                            synthetic scenes on a CPU: 98.2 mAP
-     python q2l.py --data coco2014 --root DIR the released recipe, for 84.9 mAP (not run here)
-Copy: the file stands alone.
+     python q2l.py --data coco2014 --root DIR the released recipe: 84.9 mAP there, not run here
+To copy: this file needs no other file.
 """
 import math
 
@@ -263,7 +265,7 @@ REDUCTION = "mean"  # for train.py: what `loss` does over the batch
 
 def loss(logits, targets, gamma_pos=0.0, gamma_neg=2.0, eps=1e-5):
     """Eq. 5 as released: sum / B / K * 1000. logits, targets (B, K): 1, 0, -1 (unknown: adds 0, but
-    counts in B K). With AdamW, 1000 matters only through Adam's own eps and gradient clipping.
+    still counts in B and K). With AdamW, the 1000 only affects Adam's eps and gradient clipping.
     """
     z = logits.to(torch.promote_types(logits.dtype, torch.float32))  # float64 stays
     p = torch.sigmoid(z)
@@ -320,7 +322,7 @@ SCENES = {  # small, for a CPU
 RECIPES = {  # the first is the default
     "scenes": SCENES,
     "scenes-lt": dict(SCENES, epochs=40),
-    # no log tells where to stop: a whole schedule
+    # no public log shows where to stop, so this runs the whole schedule
     "csv": dict(COCO, epochs=20, schedule_epochs=20, note=""),
     "coco-lt": LONG_TAIL,
     "voc-lt": LONG_TAIL,

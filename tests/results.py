@@ -35,17 +35,22 @@ TRAINED = {  # table: the flags that all its commands share
     "xray": f"--data csv --root xray {LITE} --epochs 12"}
 SHARED = {**{name: f"{flags} --freeze-bn" for name, flags in TRAINED.items()},
           **{f"{name}, BatchNorm trained": flags for name, flags in TRAINED.items()}}
+SHARED |= {f"{name}, {size} px": flags.replace("--image-size 128", f"--image-size {size}")
+           for name, flags in SHARED.items() for size in (224, 320, 400)}
 LR, LOSS = ("--lr 1e-4", "--lr 2e-4", "--lr 5e-4"), ("--lr 5e-4", "--lr 2e-4 --head-lr 10")
 XRAY = ("--lr 2e-4", "--lr 1e-3")
 BCE, CSRA, POOLED = "asl.py --loss bce", "csra.py --lam 0.2", "csra.py --lam 0"
 Q2L, CPRFL = "q2l.py --d-model 512 --ffn 2048", "cprfl.py --d-model 512"
 MINILM = f"{CPRFL} --text-features coco18/minilm10.npy"
 RANDOM = f"{CPRFL} --text-features coco18/random10.npy"
+FAST = "baseline, BCE, classifier learning rate x 10"
+FAST_ASL = "baseline, ASL, classifier learning rate x 10"
+NORMALIZED = "CSRA without attention"  # a baseline with a normalized classifier
 ROWS = {  # table: (label, command, its choices: flags, or the command whose choice is taken)
     "coco18": [
         ("baseline, BCE", BCE, ("--lr 2e-4", "--lr 5e-4", "--lr 1e-3")),
-        ("the same, learning rate of the classifier x 10", f"{BCE} --head-lr 10", LR),
-        ("the same, classifier normalized: CSRA without attention", POOLED, LR),
+        (FAST, f"{BCE} --head-lr 10", LR),
+        (NORMALIZED, POOLED, LR),
         ("CSRA", CSRA, LR),
         ("baseline, focal loss", "asl.py --loss focal", LOSS),
         ("baseline, ASL", "asl.py", LOSS),
@@ -56,9 +61,9 @@ ROWS = {  # table: (label, command, its choices: flags, or the command whose cho
         ("CPRFL", MINILM, ("--lr 2e-4", "--lr 5e-4", "--lr 1e-4 --head-lr 5"))],
     "coco18-lt": [
         ("baseline, BCE", BCE, BCE),
-        ("the same, learning rate of the classifier x 10", f"{BCE} --head-lr 10",
+        (FAST, f"{BCE} --head-lr 10",
          f"{BCE} --head-lr 10"),
-        ("the same, classifier normalized: CSRA without attention", POOLED, POOLED),
+        (NORMALIZED, POOLED, POOLED),
         ("baseline, focal loss", "asl.py --loss focal", "asl.py --loss focal"),
         ("baseline, ASL", "asl.py", "asl.py"),
         ("baseline, DB loss", "asl.py --loss db", "asl.py --loss db"),
@@ -78,7 +83,33 @@ BEFORE = [("baseline, BCE", BCE, ("--lr 5e-4",)), ("baseline, ASL", "asl.py", ("
           ("Q2L", Q2L, ("--lr 3e-4",)), ("CPRFL", MINILM, ("--lr 5e-4",))]  # chosen likewise
 ROWS |= {"coco18, BatchNorm trained": BEFORE, "coco18-lt, BatchNorm trained": BEFORE,
          "xray, BatchNorm trained": [row for row in BEFORE if row[0].startswith("CSRA")]}
-VARIANTS = ("baseline, focal loss", "Q2L, decoder with self-attention", "Q2L, the paper's loss")
+ROWS["coco18, 320 px"] = [
+    ("baseline, BCE", BCE, ("--lr 5e-4", "--lr 1e-3")),
+    (FAST, f"{BCE} --head-lr 10", ("--lr 2e-4", "--lr 1e-4")),
+    (NORMALIZED, POOLED, ("--lr 2e-4", "--lr 5e-4")),
+    ("CSRA", CSRA, ("--lr 2e-4", "--lr 5e-4")),
+    ("CSRA, lambda 1", "csra.py --lam 1", ("--lr 2e-4",)),
+    (FAST_ASL, "asl.py --head-lr 10",
+     ("--lr 2e-4", "--lr 1e-4")),
+    ("Q2L", Q2L, ("--lr 1e-4 --head-lr 3", "--lr 3e-4")),
+    ("CPRFL", MINILM, ("--lr 2e-4", "--lr 1e-4"))]
+ROWS["coco18-lt, 320 px"] = [
+    (FAST, f"{BCE} --head-lr 10", f"{BCE} --head-lr 10"),
+    (FAST_ASL, "asl.py --head-lr 10", "asl.py --head-lr 10"),
+    ("CSRA", CSRA, CSRA), ("Q2L", Q2L, Q2L), ("CPRFL", MINILM, MINILM),
+    ("CPRFL, random text features of the same norm", RANDOM, MINILM),
+    ("CPRFL, random prompts", f"{MINILM} --prompts random", MINILM),
+    ("CPRFL, linear prompts", f"{MINILM} --prompts linear", MINILM)]
+POOLED_MAP = ": its map mean-pooled to 4 x 4 cells, by hand"
+CELLS = [(FAST, f"{BCE} --head-lr 10 --lr 2e-4"),
+         ("CSRA", f"{CSRA} --lr 2e-4"), ("Q2L", f"{Q2L} --lr 1e-4 --head-lr 3")]
+ROWS |= {f"coco18, {size} px": [(label, *command.split(" --lr ")[:1],
+                                 ("--lr " + command.split(" --lr ")[1],))
+                                for label, command in CELLS] for size in (224,)}
+ROWS["coco18, BatchNorm trained, 320 px"] = [("CSRA", CSRA, ("--lr 2e-4", "--lr 1e-3"))]
+ROWS["xray, 400 px"] = []  # at 128 px, trained BatchNorm was better on X-rays
+ROWS["xray, BatchNorm trained, 400 px"] = [
+    ("CSRA", CSRA, XRAY), ("CSRA without attention", POOLED, XRAY)]
 PHOTOGRAPHS = ("coco-mini/val2017/000000397133.jpg", "coco-mini/train2017/000000547503.jpg")
 SCENES = ("csra.py", "q2l.py --data scenes", "cprfl.py --data scenes", "asl.py")
 BENCH = "tests/bench.py --images coco-mini --only loss,heads,steps,input"
@@ -168,8 +199,9 @@ def full(table, command, flags, seed):
 def choice(table, command, choices):
     """The flags with the highest mAP on val, among the runs that are there."""
     if isinstance(choices, str):
-        row = next(row for row in ROWS["coco18"] if row[1] == choices)
-        return choice("coco18", *row[1:])
+        base = table.replace("-lt", "")
+        row = next(row for row in ROWS[base] if row[1] == choices)
+        return choice(base, *row[1:])
     there = [flags for flags in choices if full(table, command, flags, 0) in KEPT]
     return max(there, key=lambda flags: KEPT[full(table, command, flags, 0)]["best_mAP_on_val"],
                default=None)
@@ -187,26 +219,27 @@ def run_photographs(args):
 
 
 def run_evaluations(args):
-    for label, command, choices in ROWS["coco18"]:
-        flags = choice("coco18", command, choices)
-        for seed in SEEDS if flags else ():
-            run = full("coco18", command, flags, seed)
-            if run not in KEPT or args.only not in f"coco18: {label}: seed {seed}":
-                continue
-            evaluated_tuned(args, run)
-            for lam in ("0.1", "0.3", "1") if command == BCE else ():
-                evaluated(args, run, "--residual", lam)
+    for table in ("coco18", "coco18, 320 px"):
+        for label, command, choices in ROWS[table]:
+            flags = choice(table, command, choices)
+            for seed in SEEDS if flags else ():
+                run = full(table, command, flags, seed)
+                if run not in KEPT or args.only not in f"{table}: {label}: seed {seed}":
+                    continue
+                evaluated_tuned(args, run)
+                for lam in ("0.1", "0.3", "1") if command.startswith(BCE) else ():
+                    evaluated(args, run, "--residual", lam)
 
 
 def run_picture(args):
     """README's first image: what tools.predict --heatmaps draws for each method, in rows."""
-    rows, names = [], ("CSRA", "Q2L", "CPRFL", "baseline, BCE")
-    for label, command, choices in (row for row in ROWS["coco18"] if row[0] in names):
-        run = full("coco18", command, choice("coco18", command, choices), 0)
+    table, rows, names = "coco18, 320 px", [], ("CSRA", "Q2L", "CPRFL", FAST)
+    for label, command, choices in (row for row in ROWS[table] if row[0] in names):
+        run = full(table, command, choice(table, command, choices), 0)
         with tempfile.TemporaryDirectory() as temporary:
             python(args, "-m", "tools.predict", "--checkpoint", str(folder(args, run) / "best.pt"),
-                   *PHOTOGRAPHS, "--heatmaps", temporary, "--threshold", "0.6", "--image-size", "288")
-            rows.append((label, [Image.open(file).convert("RGB")
+                   *PHOTOGRAPHS, "--heatmaps", temporary, "--threshold", "0.6")
+            rows.append((label.replace(FAST, "baseline, BCE"), [Image.open(file).convert("RGB")
                                  for file in sorted(Path(temporary).iterdir())]))
     widths = [max(sheet.width for sheet in column) for column in zip(*(sheets for _, sheets in rows))]
     heights = [20 + max(sheet.height for sheet in sheets) for _, sheets in rows]  # label, sheets
@@ -274,113 +307,120 @@ def table(header, rows):
             *(f"| {' | '.join(row)} |" for row in rows)]
 
 
-def photographs(more=False):
-    """Every method on coco18, and on its long-tailed subset; `more`: also variants."""
-    tail = {label: (command, choices) for label, command, choices in ROWS["coco18-lt"]}
+def photographs(size=""):
+    """Every method on coco18, and on its long-tailed subset."""
+    names = [f"coco18{size}", f"coco18-lt{size}"]
+    tail = {command: choices for _, command, choices in ROWS[names[1]]}
     rows = []
-    for label, command, choices in ROWS["coco18"]:
-        if not more and label in VARIANTS:
-            continue
-        figures = [mean(of_runs("coco18", command, choices, value)) for value in (
-            of_log("mAP"), of_log("CF1"), of_log("OF1"),
-            of_evaluation(TUNED, "OF1"))]
-        figures += [mean(of_runs("coco18-lt", *tail[label], of_log(name)))
-                    if label in tail else "" for name in ("mAP", "tail")]
+    for label, command, choices in ROWS[names[0]]:
+        figures = [mean(of_runs(names[0], command, choices, value)) for value in (
+            of_log("mAP"), of_log("CF1"), of_log("OF1"), of_evaluation(TUNED, "OF1"))]
+        figures += [mean(of_runs(names[1], command, tail[command], of_log(name)))
+                    if command in tail else "" for name in ("mAP", "tail")]
         rows.append([label, *figures])
-    return table(["all runs" if more else "photographs", "mAP", "CF1", "OF1", "OF1, tuned",
+    return table([f"photographs{size or ', 128 px'}", "mAP", "CF1", "OF1", "OF1, tuned",
                   "long-tailed: mAP", "tail"], rows)
 
 
-def long_tail(name="coco18-lt", what="long-tailed"):
-    return table([what, "total", "head", "medium", "tail", "command"], [
+def long_tail(name="coco18-lt", what="long-tailed, 128 px"):
+    return table([what, "mAP", "head", "medium", "tail", "command"], [
         [label, *(mean(of_runs(name, command, choices, of_log(part)))
                   for part in ("mAP", "head", "medium", "tail")),
          f"`python {command} {choice(name, command, choices) or ''}`".replace(" `", "`")]
         for label, command, choices in ROWS[name]])
 
 
-def grid():
+def grid(base="coco18", size="128 px"):
     rows = []
-    for label, command, choices in ROWS["coco18"]:
+    for label, command, choices in ROWS[base]:
         for flags in choices if isinstance(choices, tuple) else ():
-            name = full("coco18", command, flags, 0)
-            if name in KEPT:
-                rows.append([label.replace("the same", "baseline, BCE"), f"`python {command} {flags}`",
-                             f"{KEPT[name]['best_mAP_on_val']:.1f}"])
-    return table(["candidate, seed 0", "command", "mAP on val"], rows)
-
-
-def larger():
-    """The rows of coco18 at the photographs' own size, where these runs are there."""
-    rows = []
-    for label, command, choices in ROWS["coco18"]:
-        for flags in choices if isinstance(choices, tuple) else ():
-            name = full("coco18", command, flags, 0).replace("--image-size 128", "--image-size 320")
+            name = full(base, command, flags, 0)
             if name in KEPT:
                 line = KEPT[name]
-                figures = [line["best_mAP_on_val"], line["mAP"], line["CF1"], line["OF1"]]
-                rows.append([label.replace("the same", "baseline, BCE"), f"`python {command} {flags}`",
-                             *(f"{figure:.1f}" for figure in figures)])
-    return table(["320 px, seed 0", "command", "mAP on val", "mAP", "CF1", "OF1"], rows)
+                rows.append([label, f"`python {command} {flags}`",
+                             f"{line['best_mAP_on_val']:.1f}", f"{line['mAP']:.1f}",
+                             f"{line['seconds'] / 60:.0f}"])
+    return table([f"candidate at {size}, seed 0", "command", "mAP on val", "mAP", "minutes"], rows)
 
 
-def seconds():
-    return table(["time", "seconds per run", "best epoch"], [
-        [f"{name}: {label}", f"{mean(values, 0)}, at most {max(values):.0f}",
-         ", ".join(map(str, of_runs(name, command, choices, of_log("best_epoch_on_val"))))]
-        for name, rows in ROWS.items() for label, command, choices in rows
-        if (values := of_runs(name, command, choices, of_log("seconds")))])
+def cells():
+    """The same commands at three sizes, and with as few cells as at 128 px."""
+    rows = []
+    for label, command in CELLS:
+        command, flags = command.split(" --lr ")
+        row = [label]
+        for name in ("coco18", "coco18, 224 px", "coco18, 320 px"):
+            row.append(mean(of_runs(name, command, (f"--lr {flags}",), of_log("mAP"))))
+        pooled = KEPT.get(full("coco18, 320 px", command, f"--lr {flags}", 0) + POOLED_MAP, {})
+        row.append(mean([pooled.get("mAP")]))
+        rows.append(row)
+    return table(["mAP", "128 px: 4 x 4 cells", "224 px: 7 x 7", "320 px: 10 x 10",
+                  "320 px, pooled to 4 x 4"], rows)
 
 
-def small_objects():
-    return table(["xray", "mAP on val", "mAP", "CF1", "OF1", "command"], [
-        [name.replace("xray", label),
+def small_objects(size=""):
+    return table([f"xray{size or ', 128 px'}", "mAP on val", "mAP", "CF1", "OF1", "command"], [
+        [name.replace("xray", label).replace(size, ""),
          *(mean(of_runs(name, command, (flags,), of_log(value)))
            for value in ("best_mAP_on_val", "mAP", "CF1", "OF1")),
          f"`python {command} {flags}`"]
-        for name in ("xray", "xray, BatchNorm trained") for label, command, choices in ROWS[name]
+        for name in (f"xray{size}", f"xray, BatchNorm trained{size}") for label, command, choices in ROWS[name]
         for flags in choices])
 
 
 def residual():
-    _, command, choices = ROWS["coco18"][0]
-    plain = mean(of_runs("coco18", command, choices, of_log("mAP")))
-    return table(["`--residual` on the baseline, BCE", "0", "0.1", "0.3", "1"], [
-        ["mAP", plain, *(mean(of_runs("coco18", command, choices,
-                                      of_evaluation(f"eval.py --residual {lam}", "mAP")))
-                         for lam in ("0.1", "0.3", "1"))]])
+    rows = []
+    for name, label, command in (("coco18, 320 px", "320 px, classifier x 10", f"{BCE} --head-lr 10"),
+                                 ("coco18", "128 px", BCE)):
+        choices = next(row[2] for row in ROWS[name] if row[1] == command)
+        figures = [mean(of_runs(name, command, choices, of_log("mAP")))]
+        for lam in ("0.1", "0.3", "1"):
+            evaluation = f"eval.py --residual {lam}"
+            figures.append(mean(of_runs(name, command, choices, of_evaluation(evaluation, "mAP"))))
+        rows.append([label, *figures])
+    return table(["`--residual` on the baseline, BCE: mAP", "0", "0.1", "0.3", "1"], rows)
 
 
 def speed():
     """From the lines that tests/bench.py prints."""
     lines = KEPT.get(BENCH, {"lines": []})["lines"]
 
-    def row(what, starts, pattern, unit):
-        """One row for several lines; `pattern` finds reference, here and ratio in each."""
-        found = [re.search(pattern, line).groups() for start in starts for line in lines
-                 if line.strip().startswith(start)]
-        return [what, *(" / ".join(column) + text for column, text in
-                        zip(zip(*found), (unit, unit, "")))]
+    def row(what, start, pattern, unit):
+        """`pattern` finds reference, here and ratio in the line that begins with `start`."""
+        line = next(line for line in lines if line.strip().startswith(start))
+        reference, here, ratio = re.search(pattern, line).groups()
+        return [what, reference + unit, here + unit, ratio]
     plain = r"reference +([\d.]+) +ours +([\d.]+) +ratio ([\d.]+)"
-    models = ("csra", "q2l", "cprfl", "asl")
     training = r"training: reference +([\d.]+) +ours +([\d.]+) images/s +ratio ([\d.]+)"
+    compiled = r"reference +([\d.]+) .*compiled +([\d.]+) +ratio ([\d.]+)"
     head = r"reference (\d+ ms, \d+ MiB) +ours (\d+ ms, \d+ MiB) +ratio ([\d.]+)"
-    return table(["what", "reference", "here", "ratio"], [
-        row("input at 448 px, one core: evaluation / CSRA's training / RandAugment and Cutout",
-            ("evaluation  ", "CSRA training", "RandAugment"), plain, " images/s"),
-        row("training step, resnet18, 160 px, batch 8 (reference: float32): CSRA / Q2L / CPRFL / ASL",
-            models, training, " images/s"),
-        row("inference, likewise", models, "inference: " + plain, " images/s"),
-        row("asymmetric loss, forward and backward, compiled: (128, 80) / (128, 9605)", ("(128",),
-            r"reference +([\d.]+) .*compiled +([\d.]+) +ratio ([\d.]+)", " ms"),
-        row("heads, 2048 wide, 80 labels, 14 x 14 cells: Q2L's, batch 4 / CPRFL's, batch 16",
-            ("Q2L, batch", "CPRFL's"), head, "")]) if lines else []
+    if not lines:
+        return []
+    rows = [row("input at 448 px, one core: evaluation", "evaluation  ", plain, " images/s"),
+            row("input, CSRA's training", "CSRA training", plain, " images/s"),
+            row("input, RandAugment and Cutout", "RandAugment", plain, " images/s")]
+    for model in ("csra", "q2l", "cprfl", "asl"):
+        rows.append(row(f"training step, {model}, resnet18, 160 px, batch size 8 (reference: float32)",
+                        model, training, " images/s"))
+    for model in ("csra", "q2l", "cprfl", "asl"):
+        rows.append(row(f"inference, {model}, same settings", model, "inference: " + plain,
+                        " images/s"))
+    rows += [row("asymmetric loss (128, 80), forward and backward, compiled", "(128, 80)", compiled,
+                 " ms"),
+             row("asymmetric loss (128, 9605), forward and backward, compiled", "(128, 9605)",
+                 compiled, " ms"),
+             row("Q2L's head, width 2048, 80 labels, 14 x 14 cells, batch size 4", "Q2L, batch",
+                 head, ""),
+             row("CPRFL's head, same sizes, batch size 16", "CPRFL's", head, "")]
+    return table(["what", "reference", "here", "ratio"], rows)
 
 
-TABLES = (photographs, partial(photographs, more=True), long_tail,
-          partial(long_tail, "coco18, BatchNorm trained", "BatchNorm trained"),
-          partial(long_tail, "coco18-lt, BatchNorm trained", "long-tailed, BatchNorm trained"),
-          grid, larger, seconds, small_objects, residual, speed)
+TABLES = (partial(photographs, ", 320 px"), photographs,
+          partial(long_tail, "coco18-lt, 320 px", "long-tailed, 320 px"), long_tail,
+          partial(long_tail, "coco18, BatchNorm trained", "BatchNorm trained, 128 px"),
+          partial(long_tail, "coco18-lt, BatchNorm trained", "long-tailed, BatchNorm trained, 128 px"),
+          partial(grid, "coco18, 320 px", "320 px"), grid, cells,
+          partial(small_objects, ", 400 px"), small_objects, residual, speed)
 
 
 def write():
