@@ -129,7 +129,7 @@ def test_voc_2012_trains_on_trainval_for_the_server(tmp_path):
         assert (load(name, tmp_path, "server").paths == test.paths).all()
 
 
-@pytest.mark.parametrize("line, message", [("000001 2\n", "row 2.*'2'"), ("000001\n", "row 2"),
+@pytest.mark.parametrize("line, message", [("000001 2\n", "no '2'"), ("000001\n", "row 2"),
                                            ("000009 1\n", "not the images of")])
 def test_voc_errors(tmp_path, line, message):
     file = write_voc(tmp_path) / "VOCdevkit/VOC2007/ImageSets/Main/dog_trainval.txt"
@@ -138,16 +138,11 @@ def test_voc_errors(tmp_path, line, message):
         load("voc2007", tmp_path)
 
 
-def test_voc_lists_may_differ_in_order_only(tmp_path):
+def test_voc_lists_have_the_same_images_in_the_same_order(tmp_path):
     folder = write_voc(tmp_path) / "VOCdevkit/VOC2007/ImageSets/Main"
-    plain = load("voc2007", tmp_path)
-    (folder / "person_trainval.txt").write_text("000001 -1\n000000 1\n")
-    turned = load("voc2007", tmp_path)
-    assert np.array_equal(plain.targets, turned.targets) and (plain.paths == turned.paths).all()
-    for broken in ("", "000000 -1\n000000 -1\n000001 -1\n"):
-        for label in voc.CLASSES if broken else voc.CLASSES[:1]:
-            (folder / f"{label}_trainval.txt").write_text(broken)
-        with pytest.raises(InputError, match="each once"):
+    for broken in ("000001 -1\n000000 1\n", "000000 -1\n000000 -1\n000001 -1\n"):
+        (folder / "person_trainval.txt").write_text(broken)
+        with pytest.raises(InputError, match="not the images of aeroplane_trainval.txt"):
             load("voc2007", tmp_path)
 
 
