@@ -436,7 +436,7 @@ def test_nuswide_published_lists(tmp_path, capsys):
     for name in ("sun", "airport"):
         (labels / f"Labels_{name}_Train.txt").write_text(values[name])
     for broken, message in (("0\n1\n", "Labels_sun_Test.*2 rows"), ("1\n", "Labels_sun_Test.*1 rows"),
-                            ("0\n2\n1\n", "Labels_sun_Test.*row 2")):
+                            ("0\n2\n1\n", "Labels_sun_Test.*no '2'")):
         (labels / "Labels_sun_Test.txt").write_text(broken)
         with pytest.raises(InputError, match=message):
             load("nuswide", tmp_path, "test")
