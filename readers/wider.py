@@ -4,8 +4,9 @@ ROOT/wider_attribute_annotation/ and ROOT/Image/. A sample is the box of one per
 """
 import json
 
+import numpy as np
+
 from readers.errors import explain_errors
-from readers.tables import translate
 
 CLASSES = ["male", "long hair", "sunglasses", "hat", "T-shirt", "long sleeves", "formal", "shorts",
            "jeans", "long pants", "skirt", "face mask", "logo", "stripe"]
@@ -17,12 +18,12 @@ CODES = {  # an unspecified attribute is 0 in the file
 def read_wider(root, split):
     """Classes, paths and targets (N, 14). An unspecified attribute is negative in training and
     unknown at test time."""
-    name = {"train": "trainval", "test": "test"}[split]
-    file = root / "wider_attribute_annotation" / f"wider_attribute_{name}.json"
+    name = split.replace("train", "trainval")
+    file = root / f"wider_attribute_annotation/wider_attribute_{name}.json"
+    codes = CODES[split]
     paths = []
-    attributes = []
-    with explain_errors(file, "WIDER Attribute is wider_attribute_annotation/ and Image/, unpacked "
-                           "here"):
+    rows = []
+    with explain_errors(file, "unpack WIDER Attribute's annotations and images here"):
         content = json.loads(file.read_bytes())
         for image in content["images"]:
             for person in image["targets"]:
@@ -31,8 +32,7 @@ def read_wider(root, split):
                 top = round(y)
                 width = round(x + w) - left  # both ends are rounded, as released
                 height = round(y + h) - top
-                box = f"{left},{top},{width},{height}"
-                paths.append(f"{root}/Image/{image['file_name']}::{box}")
-                attributes.append(person["attribute"])
-        targets = translate(attributes, CODES[split], len(CLASSES))
+                paths.append(f"{root}/Image/{image['file_name']}::{left},{top},{width},{height}")
+                rows.append([codes[value] for value in person["attribute"]])
+        targets = np.array(rows, np.int8)
     return CLASSES, paths, targets
