@@ -4,12 +4,6 @@ from array import array
 import numpy as np
 
 
-def read_fields(file):
-    """The fields of each line that is not blank."""
-    lines = file.read_text("utf-8").splitlines()
-    return [line.split() for line in lines if line.strip()]
-
-
 def multi_hot(rows, labels, row_numbers=None):
     """Lists of labels, one per image -> targets int8 (N, K): 1 or 0.
 
