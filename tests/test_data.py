@@ -241,9 +241,8 @@ def test_broken_images_are_named(tmp_path):
     whole = (tmp_path / "b.jpg").read_bytes()
     for broken in (whole[:len(whole) // 2], b"", b"no image", whole[:30]):
         (tmp_path / "b.jpg").write_bytes(broken)
-        with pytest.raises(InputError, match="b.jpg.*--verify") as error:
+        with pytest.raises(InputError, match="b.jpg.*--verify"):
             load("csv", tmp_path).image(1)
-        assert "cpp" not in str(error.value)
     text = run("-m", "tools.check", "--data", "csv", "--root", tmp_path, "--verify", ok=False)
     assert text.count("b.jpg: ") == 2 and "3 images missing, unreadable or in doubt" in text
     assert f"{tmp_path}/a.jpg (test) shows the same as {tmp_path}/a.jpg (train)" in text
