@@ -24,8 +24,7 @@ def read_image(path, upright=False):
     Raises InputError.
     """
     if path.startswith("scene:"):
-        pixels, _ = scenes.draw(path)
-        return torch.from_numpy(pixels).permute(2, 0, 1)
+        return torch.from_numpy(scenes.draw(path)).permute(2, 0, 1)
     file, _, box = path.partition("::")
     with explain_errors(file, REMEDY):
         image = read_file(file, upright)
