@@ -3,7 +3,7 @@
 ROOT/train.csv, ROOT/test.csv and, for choices between epochs and thresholds, ROOT/val.csv, in
 UTF-8: a column `image` (a path relative to ROOT, an absolute one, or FILE::x,y,w,h, a box of a file
 in pixels), then either one column per label (1, 0; -1 or empty: unknown) or one column `labels`
-with names separated by semicolons.
+with names separated by semicolons. Without train.csv, test.csv can be evaluated.
 """
 import csv
 import os
@@ -42,6 +42,12 @@ def read_csv(root, split):
             targets = np.array(list(rows.values()), np.int8).reshape(len(rows), len(columns))
             targets = targets[:, order]
     return classes, [os.path.join(root, image) for image in rows], targets
+
+
+def names_alone(root, split):
+    """Whether a split lists the names of its labels, and no train.csv says which there are."""
+    columns, _ = read_table(root / f"{split}.csv")
+    return columns == ["labels"] and not (root / "train.csv").is_file()
 
 
 def read_table(file):
