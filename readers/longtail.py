@@ -45,9 +45,10 @@ def download(root, name):
     """Fetches the published lists and checks their sha256."""
     folder = root / "longtail"
     folder.mkdir(parents=True, exist_ok=True)
-    for file in (f"{name}_labels.txt", f"{name}_lt_train.txt", f"{name}_lt_test.txt"):
-        torch.hub.download_url_to_file(f"{LISTS}/{name}/{file}", str(folder / file),
-                                       hash_prefix=SHA256[file], progress=False)
+    for file, sha256 in SHA256.items():
+        if file.startswith(name):
+            torch.hub.download_url_to_file(f"{LISTS}/{name}/{file}", str(folder / file),
+                                           hash_prefix=sha256, progress=False)
 
 
 def long_tailed(targets, ratio):

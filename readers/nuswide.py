@@ -29,7 +29,7 @@ def read_nuswide(root, split):
     if lost:
         print(f"NUS-WIDE {split}: {len(lost)} of {len(paths)} images are MISSING and left out, "
               f"{paths[lost[0]]} first", file=sys.stderr)
-    return classes, np.delete(np.array(paths), lost), np.delete(targets, lost, axis=0)
+    return classes, np.delete(paths, lost), np.delete(targets, lost, axis=0)
 
 
 def read_published_lists(root, split):

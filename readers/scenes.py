@@ -51,8 +51,8 @@ def read_scenes(root, split, train_count=4000):
         count = 1000
     targets = np.zeros((count, len(CLASSES)), np.int8)
     for i in range(count):
-        labels = draw_labels(np.random.default_rng((seed, i)))
-        targets[i, labels] = 1
+        rng = np.random.default_rng([seed, i])
+        targets[i, draw_labels(rng)] = 1
     return CLASSES, [f"scene:{seed}/{i}" for i in range(count)], targets
 
 

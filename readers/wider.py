@@ -10,9 +10,7 @@ from readers.errors import explain_errors
 
 CLASSES = ["male", "long hair", "sunglasses", "hat", "T-shirt", "long sleeves", "formal", "shorts",
            "jeans", "long pants", "skirt", "face mask", "logo", "stripe"]
-CODES = {  # an unspecified attribute is 0 in the file
-    "train": {1: 1, -1: 0, 0: 0},
-    "test": {1: 1, -1: 0, 0: -1}}
+CODES = {1: 1, -1: 0, 0: -1}  # an unspecified attribute is 0 in the file
 
 
 def read_wider(root, split):
@@ -20,7 +18,6 @@ def read_wider(root, split):
     unknown at test time."""
     name = split.replace("train", "trainval")
     file = root / f"wider_attribute_annotation/wider_attribute_{name}.json"
-    codes = CODES[split]
     paths = []
     rows = []
     with explain_errors(file, "unpack WIDER Attribute's annotations and images here"):
@@ -33,6 +30,8 @@ def read_wider(root, split):
                 width = round(x + w) - left  # both ends are rounded, as released
                 height = round(y + h) - top
                 paths.append(f"{root}/Image/{image['file_name']}::{left},{top},{width},{height}")
-                rows.append([codes[value] for value in person["attribute"]])
+                rows.append([CODES[value] for value in person["attribute"]])
         targets = np.array(rows, np.int8)
+    if split == "train":
+        targets = np.maximum(targets, 0)  # -1 becomes 0
     return CLASSES, paths, targets
