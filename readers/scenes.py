@@ -20,7 +20,7 @@ def outline(corners, inner=1.0, turn=0.0):
 
 
 def cross():
-    """Its corners (12, 2). The vertical coordinates are the horizontal ones, a quarter turn later."""
+    """Its corners (12, 2). y is x, a quarter turn later."""
     x = np.array([-1, 1, 1, 3, 3, 1, 1, -1, -1, -3, -3, -1]) / 3
     return np.stack([x, np.roll(x, 3)], 1)
 
