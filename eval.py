@@ -27,6 +27,7 @@ from lib.models import import_method, model_of, reported_weights
 from lib.settings import integer, integers
 from readers import READERS
 from readers.errors import InputError, explain_errors
+from readers.own_images import names_alone
 
 KINDS = ("all-points", "envelope", "11-point")
 
@@ -253,13 +254,16 @@ class Evaluation:
         dataset = load(name, root, split, drop_unlabelled=self.settings.drop_unlabelled,
                        difficult=self.settings.difficult, long_tail=self.settings.long_tail)
         lost = [label for label in self.classes if label not in dataset.classes]
-        if lost:
+        # The names in a test.csv without its train.csv need not be all that there are.
+        if lost and not (name == "csv" and names_alone(Path(root), split)):
             raise InputError(f"{name} lacks {len(lost)} classes of the model: {lost[:5]}...")
-        if len(dataset.classes) > len(self.classes) and distributed.is_main():
-            print(f"{name}: only the model's {len(self.classes)} of {len(dataset.classes)} classes "
-                  "count", file=sys.stderr)
-        columns = [dataset.classes.index(label) for label in self.classes]
-        dataset = Dataset(self.classes, dataset.paths, dataset.targets[:, columns], dataset.upright)
+        classes = dataset.classes + lost
+        targets = np.pad(dataset.targets, ((0, 0), (0, len(lost))))  # with 0: no image has them
+        if len(classes) > len(self.classes) and distributed.is_main():
+            print(f"{name}: only the model's {len(self.classes)} of {len(classes)} classes count",
+                  file=sys.stderr)
+        columns = [classes.index(label) for label in self.classes]
+        dataset = Dataset(self.classes, dataset.paths, targets[:, columns], dataset.upright)
         return dataset.sample(limit)
 
     def scores(self, dataset, sizes=None, flip=False):

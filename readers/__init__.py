@@ -31,9 +31,7 @@ DOWNLOADS = {
     "coco-lt": partial(longtail.download, name="coco"),
     "voc-lt": partial(longtail.download, name="voc"),
 }
-CLASSES = {  # where they are known without the files
-    "scenes": scenes.CLASSES,
-    "scenes-lt": scenes.CLASSES,
+CLASSES = {  # of sets with files, where they are known without these
     "voc2007": voc.CLASSES,
     "voc2012": voc.CLASSES,
     "voc2012-server": voc.CLASSES,

@@ -22,24 +22,18 @@ CLASSES = [
 
 def read_coco(root, split, year):
     """Classes, paths and targets (N, K)."""
-    name = f"train{year}"
-    if split == "test":
-        name = f"val{year}"
-    file = root / "annotations" / f"instances_{name}.json"
-    remedy = (f"unpack http://images.cocodataset.org/zips/{name}.zip and /annotations/"
-              f"annotations_trainval{year}.zip from there in {root}")
-    with explain_errors(file, remedy):
+    name = split.replace("test", "val") + year
+    file = root / f"annotations/instances_{name}.json"
+    archive = f"http://images.cocodataset.org/annotations/annotations_trainval{year}.zip"
+    with explain_errors(file, f"unpack {archive} in {root}"):
         content = json.loads(file.read_bytes())  # of bytes: it knows a byte order mark
-        names = {category["id"]: str(category["name"]) for category in content["categories"]}
-        row_of = {image["id"]: row for row, image in enumerate(content["images"])}
-        if len(row_of) < len(content["images"]) or len(names) < len(content["categories"]):
-            raise ValueError("an id occurs twice")
+        name_of = {category["id"]: str(category["name"]) for category in content["categories"]}
+        ids = sorted(name_of)  # 1..90 with holes become columns 0..79
+        classes = [name_of[number] for number in ids]
 
-        labels = [set() for _ in row_of]
+        labels_of = {image["id"]: set() for image in content["images"]}
         for box in content["annotations"]:
-            labels[row_of[box["image_id"]]].add(box["category_id"])
-        ids = sorted(names)  # 1..90 with holes become columns 0..79
-        classes = [names[number] for number in ids]
+            labels_of[box["image_id"]].add(box["category_id"])
         paths = [f"{root}/{name}/{image['file_name']}" for image in content["images"]]
-        targets = multi_hot(labels, ids)
+        targets = multi_hot([labels_of[image["id"]] for image in content["images"]], ids)
     return classes, paths, targets

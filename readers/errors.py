@@ -21,7 +21,7 @@ def explain_errors(file, remedy):
     except FileNotFoundError:
         raise InputError(f"{file} is missing: {remedy}") from None
     except KeyError as error:
-        raise InputError(f"{file}: no {error}: {remedy}") from error
+        raise InputError(f"{file}: {error} is missing or unknown: {remedy}") from error
     except Exception as error:  # decoders and parsers raise many kinds of error
         raise InputError(f"{file}: {first_line(error)}: {remedy}") from error
 

@@ -1,10 +1,11 @@
 """Reads the image that a path names: a file, a box of it (FILE::x,y,w,h), or scene:SEED/NUMBER."""
 import os
+from pathlib import Path
 
 import numpy as np
 import torch
-from PIL import ExifTags, Image, ImageOps
-from torch.nn.functional import pad
+from PIL import Image, ImageOps
+from torchvision.transforms import v2
 
 from readers import scenes
 from readers.errors import explain_errors
@@ -23,8 +24,7 @@ def read_image(path, upright=False):
     Raises InputError.
     """
     if path.startswith("scene:"):
-        pixels, _ = scenes.draw(path)
-        return torch.from_numpy(pixels).permute(2, 0, 1)
+        return torch.from_numpy(scenes.draw(path)).permute(2, 0, 1)
     file, _, box = path.partition("::")
     with explain_errors(file, REMEDY):
         image = read_file(file, upright)
@@ -36,14 +36,11 @@ def read_image(path, upright=False):
 def read_file(file, upright):
     """Opened by Pillow, which refuses images over its limit of 179 megapixels."""
     with Image.open(file) as image:
-        turned = upright and image.getexif().get(ExifTags.Base.Orientation, 1) != 1
-        plain_jpeg = image.format == "JPEG" and image.mode == "RGB" and not turned
+        plain_jpeg = image.format == "JPEG" and image.mode == "RGB"
         if not plain_jpeg or decode_jpeg is None:
-            return to_tensor(image, turned)
-    try:
-        return decode_jpeg(torch.from_numpy(np.fromfile(file, np.uint8)))
-    except RuntimeError as error:  # its text names a file of torchvision's
-        raise ValueError("the JPEG file is damaged or incomplete") from error
+            return to_tensor(image, upright)
+    content = torch.from_numpy(np.fromfile(file, np.uint8))
+    return decode_jpeg(content, apply_exif_orientation=upright)
 
 
 def to_tensor(image, upright):
@@ -59,21 +56,11 @@ def to_tensor(image, upright):
 
 def crop(image, box):
     """The box "x,y,w,h" of an image (3, H, W), in pixels; black where it leaves the image."""
-    try:
-        x, y, w, h = [int(number) for number in box.split(",")]
-    except ValueError:
-        raise ValueError(f"its box {box!r} is not x,y,w,h in pixels") from None
-    height, width = image.shape[1:]
+    x, y, w, h = [int(number) for number in box.split(",")]
     inside = image[:, max(y, 0):max(y + h, 0), max(x, 0):max(x + w, 0)]
     if not inside.numel():
         raise ValueError(f"its box {box} lies outside the image")
-    if w * h > 4 * width * height:
-        raise ValueError(f"its box {box} is far larger than the image")
-    left = max(-x, 0)
-    right = max(x + w - width, 0)
-    top = max(-y, 0)
-    bottom = max(y + h - height, 0)
-    return pad(inside, (left, right, top, bottom))
+    return v2.functional.crop(image, y, x, h, w)
 
 
 def missing(paths):
@@ -81,14 +68,12 @@ def missing(paths):
     names_in = {}  # folder -> the names in it
     lost = []
     for index, path in enumerate(paths):
+        if path.startswith("scene:"):
+            continue
         file, _, _ = path.partition("::")
         folder, name = os.path.split(file)
-        if folder.startswith("scene:"):
-            continue
         if folder not in names_in:
-            names_in[folder] = set()
-            if os.path.isdir(folder):
-                names_in[folder].update(os.listdir(folder))
+            names_in[folder] = {entry.name for entry in Path(folder).glob("*")}
         if name not in names_in[folder]:
             lost.append(index)
     return lost

@@ -6,7 +6,7 @@ import numpy as np
 import torch
 
 from readers.errors import explain_errors
-from readers.tables import multi_hot, read_fields
+from readers.tables import multi_hot
 
 LISTS = ("https://raw.githubusercontent.com/jiexuanyan/CPRFL/"
          "10b5b7c9d91d421d86175b8ccf07f280c1e94cac/data")
@@ -22,15 +22,13 @@ SHA256 = {
 def read_published(root, split, name):
     """Classes, paths and targets (N, K). VOC's difficult objects are positive in these lists."""
     remedy = f"--download fetches it, from {LISTS}/{name}, into ROOT/longtail"
-    file = root / "longtail" / f"{name}_labels.txt"
+    file = root / f"longtail/{name}_labels.txt"
     with explain_errors(file, remedy):  # a line: the name, which may have spaces, and its number
         lines = read_fields(file)
         classes = [" ".join(line[:-1]) for line in lines]
         numbers = [line[-1] for line in lines]
-        if [int(number) for number in numbers] != list(range(len(numbers))):
-            raise ValueError("not `name number` lines, counted from 0")
 
-    file = root / "longtail" / f"{name}_lt_{split}.txt"
+    file = root / f"longtail/{name}_lt_{split}.txt"
     with explain_errors(file, remedy):  # a line: a path and the numbers of its labels
         lines = read_fields(file)
         paths = [f"{root}/{line[0]}" for line in lines]
@@ -38,13 +36,19 @@ def read_published(root, split, name):
     return classes, paths, targets
 
 
+def read_fields(file):
+    """The fields of each line."""
+    return [line.split() for line in file.read_text("utf-8").splitlines()]
+
+
 def download(root, name):
     """Fetches the published lists and checks their sha256."""
     folder = root / "longtail"
     folder.mkdir(parents=True, exist_ok=True)
-    for file in (f"{name}_labels.txt", f"{name}_lt_train.txt", f"{name}_lt_test.txt"):
-        torch.hub.download_url_to_file(f"{LISTS}/{name}/{file}", str(folder / file),
-                                       hash_prefix=SHA256[file], progress=False)
+    for file, sha256 in SHA256.items():
+        if file.startswith(name):
+            torch.hub.download_url_to_file(f"{LISTS}/{name}/{file}", str(folder / file),
+                                           hash_prefix=sha256, progress=False)
 
 
 def long_tailed(targets, ratio):

@@ -1,9 +1,11 @@
-"""Synthetic images with known labels and boxes: a data set that needs no download.
+"""Synthetic images with known labels: a data set that needs no download.
 
 A scene has one to five small shapes of 20 classes ("red circle") among distractors: shapes in other
 colors, and lines in all colors. It is drawn on demand from its seed and number; its path is
 scene:SEED/NUMBER.
 """
+from itertools import product
+
 import numpy as np
 from PIL import Image, ImageChops, ImageDraw
 
@@ -17,15 +19,18 @@ def outline(corners, inner=1.0, turn=0.0):
     return np.stack([radius * np.sin(angle), -radius * np.cos(angle)], 1)
 
 
-COLORS = {"red": (214, 48, 49), "green": (30, 180, 60), "blue": (40, 80, 230),
-           "yellow": (235, 196, 40)}
+def cross():
+    """Its corners (12, 2). y is x, a quarter turn later."""
+    x = np.array([-1, 1, 1, 3, 3, 1, 1, -1, -1, -3, -3, -1]) / 3
+    return np.stack([x, np.roll(x, 3)], 1)
+
+
 SHAPES = {"circle": outline(16), "square": outline(4, turn=0.5), "triangle": outline(3),
-          "star": outline(10, 0.42), "cross": np.array(
-              [(-1, -3), (1, -3), (1, -1), (3, -1), (3, 1), (1, 1), (1, 3), (-1, 3), (-1, 1),
-               (-3, 1), (-3, -1), (-1, -1)]) / 3}
-CLASSES = [f"{color} {shape}" for color in COLORS for shape in SHAPES]
-PALETTE = [*COLORS.values(), (150, 150, 150), (240, 240, 240), (30, 30, 30), (165, 80, 200),
-           (235, 130, 60), (90, 200, 210)]  # the last six belong to no class
+          "star": outline(10, 0.42), "cross": cross()}
+COLORS = ["red", "green", "blue", "yellow"]
+PALETTE = ["#d63031", "#1eb43c", "#2850e6", "#ebc428",  # of the classes, then of distractors
+           "#969696", "#f0f0f0", "#1e1e1e", "#a550c8", "#eb823c", "#5ac8d2"]
+CLASSES = [f"{color} {shape}" for color, shape in product(COLORS, SHAPES)]
 SIDE = 128  # of an image, in pixels
 GRID = 6  # each shape has its own cell of a GRID x GRID raster
 NOISE = Image.fromarray(
@@ -46,8 +51,8 @@ def read_scenes(root, split, train_count=4000):
         count = 1000
     targets = np.zeros((count, len(CLASSES)), np.int8)
     for i in range(count):
-        labels = draw_labels(np.random.default_rng((seed, i)))
-        targets[i, labels] = 1
+        rng = np.random.default_rng([seed, i])
+        targets[i, draw_labels(rng)] = 1
     return CLASSES, [f"scene:{seed}/{i}" for i in range(count)], targets
 
 
@@ -62,8 +67,7 @@ def read_scenes_lt(root, split):
 
 
 def draw(path):
-    """The image uint8 (SIDE, SIDE, 3) of scene:SEED/NUMBER, and its boxes [(class, x0, y0, x1, y1)]
-    in pixels."""
+    """The image uint8 (SIDE, SIDE, 3) of scene:SEED/NUMBER."""
     seed, number = path.removeprefix("scene:").split("/")
     rng = np.random.default_rng([int(seed), int(number)])
     labels = draw_labels(rng)  # drawn first: read_scenes needs only these
@@ -92,16 +96,11 @@ def draw(path):
     cos = sizes * np.cos(turns)
     sin = sizes * np.sin(turns)
     outlines = list(SHAPES.values())
-    boxes = []
     for i in range(count):
         turn_and_scale = [[cos[i], sin[i]], [-sin[i], cos[i]]]
         points = outlines[shapes[i]] @ turn_and_scale + centers[i]
         pen.polygon(points.ravel().tolist(), PALETTE[colors[i]])
-        if i >= 7:
-            x0, y0 = points.min(axis=0)
-            x1, y1 = points.max(axis=0)
-            boxes.append((int(labels[i - 7]), x0, y0, x1, y1))
 
     x, y = rng.integers(SIDE, size=2).tolist()
     noise = NOISE.crop((x, y, x + SIDE, y + SIDE))  # 0..48, added around zero
-    return np.array(ImageChops.add(image, noise, scale=1, offset=-24)), boxes
+    return np.array(ImageChops.add(image, noise, offset=-24))

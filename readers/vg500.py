@@ -24,13 +24,10 @@ def read_vg500(root, split):
         labels_of = json.loads(file.read_bytes())
         rows = []
         for name in names:
-            rows.append([json.dumps(n) for n in labels_of[name]])  # text: in Python, True equals 1
+            rows.append([str(label) for label in labels_of[name]])
         targets = multi_hot(rows, classes)
 
-    second_folder = root / "VG_100K_2"  # the archives unpack into two folders
-    in_second = set()
-    if second_folder.is_dir():
-        in_second = {file.name for file in second_folder.iterdir()}
+    in_second = {file.name for file in root.glob("VG_100K_2/*")}  # there are two archives
     paths = []
     for name in names:
         folder = "VG_100K"

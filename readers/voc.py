@@ -8,7 +8,6 @@ import numpy as np
 import torchvision
 
 from readers.errors import explain_errors
-from readers.tables import read_fields, translate
 
 CLASSES = ["aeroplane", "bicycle", "bird", "boat", "bottle", "bus", "car", "cat", "chair", "cow",
            "diningtable", "dog", "horse", "motorbike", "person", "pottedplant", "sheep", "sofa",
@@ -20,45 +19,42 @@ def read_voc(root, split, year, train, test):
     training and unknown (-1) at test time."""
     folder = root / "VOCdevkit" / f"VOC{year}"
     list_name = {"train": train, "test": test, "server": "server"}[split]
+    codes = {"1": 1, "-1": 0, "0": -1}
+    if split == "train":
+        codes["0"] = 0
     if list_name == "server":
         images, targets = read_server_images(folder)
-    elif split == "train":
-        images, targets = read_lists(folder, list_name, codes={"1": 1, "-1": 0, "0": 0})
     else:
-        images, targets = read_lists(folder, list_name, codes={"1": 1, "-1": 0, "0": -1})
+        images, targets = read_lists(folder, list_name, codes)
     return CLASSES, [f"{folder}/JPEGImages/{image}.jpg" for image in images], targets
 
 
 def read_lists(folder, list_name, codes):
-    """The images and targets (N, 20) in the lists of the 20 classes."""
-    images = []
+    """The images and targets (N, 20) in the lists of the 20 classes, which have the same order."""
     columns = []
     for label in CLASSES:
-        file = folder / "ImageSets" / "Main" / f"{label}_{list_name}.txt"
+        file = folder / "ImageSets/Main" / f"{label}_{list_name}.txt"
         with explain_errors(file, f"{folder} must be VOC's folder; --download fetches it"):
-            rows = read_fields(file)
-            values = translate([row[1:] for row in rows], codes, width=1)
-            value_of = {row[0]: value for row, value in zip(rows, values)}
+            table = np.loadtxt(file, str, comments=None, unpack=True, ndmin=2)
+            names, values = table.tolist()
             if label == CLASSES[0]:
-                images = list(value_of)
-            if value_of.keys() != set(images) or len(value_of) < len(rows):
-                raise ValueError(f"not the images of {CLASSES[0]}_{list_name}.txt, each once")
-            columns.append([value_of[image] for image in images])
-    return images, np.array(columns, np.int8).reshape(len(CLASSES), -1).T
+                images = names
+            if names != images:
+                raise ValueError(f"not the images of {CLASSES[0]}_{list_name}.txt")
+            columns.append([codes[value] for value in values])
+    return images, np.array(columns, np.int8).T
 
 
 def read_server_images(folder):
     """The test images of VOC 2012; their targets are unknown."""
-    file = folder / "ImageSets" / "Main" / "test.txt"
+    file = folder / "ImageSets/Main/test.txt"
     with explain_errors(file, f"{folder} must be VOC's folder, with its test archive"):
-        images = file.read_text("utf-8").split()
+        images = file.read_text().split()
     return images, np.full((len(images), len(CLASSES)), -1, np.int8)
 
 
 def download(root, year):
     """Fetches VOC of this year into ROOT, through torchvision."""
-    parts = ["trainval"]
+    torchvision.datasets.VOCDetection(root, str(year), "trainval", download=True)
     if year == 2007:
-        parts.append("test")
-    for part in parts:
-        torchvision.datasets.VOCDetection(str(root), str(year), part, download=True)
+        torchvision.datasets.VOCDetection(root, "2007", "test", download=True)

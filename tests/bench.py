@@ -52,7 +52,7 @@ def rates(ways, items, repeats=5):
 def make_images(folder, count=32):
     """JPEG files of COCO's usual size and about its usual file size."""
     for i in range(count):
-        scene = Image.fromarray(draw_scene(f"scene:2/{i}")[0]).resize((640, 480), Image.BICUBIC)
+        scene = Image.fromarray(draw_scene(f"scene:2/{i}")).resize((640, 480), Image.BICUBIC)
         scene.save(folder / f"{i}.jpg", quality=92)
 
 

@@ -7,7 +7,7 @@ import numpy as np
 import pytest
 import torch
 from conftest import HERE, default_settings, run
-from PIL import Image
+from PIL import Image, ImageColor
 
 import data
 from data import InputError, load
@@ -57,18 +57,18 @@ def test_csv_names(tmp_path):
 
 
 @pytest.mark.parametrize("train, test, message", [
-    ("photo,a\na.jpg,1\n", None, "row 1.*image"),
+    ("photo,a\na.jpg,1\n", None, "'image' is not in list"),
     ("", None, "image"),
-    ("image\na.jpg\n", None, "no label columns"),
-    ("image,x,x\na.jpg,1,1\n", None, "twice"),
+    ("image\na.jpg\n", None, "1 images, 0 classes"),
+    ("image,x,x\na.jpg,1,1\n", None, "2 classes with 1 different"),
     ("image,x\na.jpg,1\nb.jpg,2\n", None, "train.csv.*row 3.*'2'"),
     ("image,x\na.jpg,1,1\n", None, "row 2.*3 fields"),
     ("image,x\na.jpg,1\n", "image,y\nb.jpg,1\n", "test.csv.*'x', 'y'"),
-    ("image,labels\na.jpg,x\n", "image,labels\nb.jpg,y\n", "test.csv.*row 2.*'y'"),
+    ("image,labels\na.jpg,x\n", "image,labels\nb.jpg,y\n", "test.csv.*'y' is missing or unknown"),
     ("image,x\n", None, "0 images"),
     ("image,x\na.jpg,1\nlost.jpg,0\n", None, "1 of 2 listed images are missing, .*lost.jpg first.*tools.check"),
     ('image,x\n"a.jpg,1\n', None, "train.csv"),
-    ("image,x\na.jpg,1\nb.jpg,0\na.jpg,0\n", None, "row 4: a.jpg occurs in row 2, too"),
+    ("image,x\na.jpg,1\nb.jpg,0\na.jpg,0\n", None, "row 4: a.jpg has two rows"),
     ("image,labels\na.jpg,\"cat,dog\"\n", None, "'cat,dog': labels are separated by semicolons"),
     ("image,labels\na.jpg,cat|dog\n", None, "separated by semicolons"),
     ("image,labels\na.jpg,['cat'; 'dog']\n", None, "separated by semicolons")])
@@ -129,7 +129,7 @@ def test_voc_2012_trains_on_trainval_for_the_server(tmp_path):
         assert (load(name, tmp_path, "server").paths == test.paths).all()
 
 
-@pytest.mark.parametrize("line, message", [("000001 2\n", "row 2.*'2'"), ("000001\n", "row 2"),
+@pytest.mark.parametrize("line, message", [("000001 2\n", "'2' is missing or unknown"), ("000001\n", "row 2"),
                                            ("000009 1\n", "not the images of")])
 def test_voc_errors(tmp_path, line, message):
     file = write_voc(tmp_path) / "VOCdevkit/VOC2007/ImageSets/Main/dog_trainval.txt"
@@ -138,16 +138,11 @@ def test_voc_errors(tmp_path, line, message):
         load("voc2007", tmp_path)
 
 
-def test_voc_lists_may_differ_in_order_only(tmp_path):
+def test_voc_lists_have_the_same_images_in_the_same_order(tmp_path):
     folder = write_voc(tmp_path) / "VOCdevkit/VOC2007/ImageSets/Main"
-    plain = load("voc2007", tmp_path)
-    (folder / "person_trainval.txt").write_text("000001 -1\n000000 1\n")
-    turned = load("voc2007", tmp_path)
-    assert np.array_equal(plain.targets, turned.targets) and (plain.paths == turned.paths).all()
-    for broken in ("", "000000 -1\n000000 -1\n000001 -1\n"):
-        for label in voc.CLASSES if broken else voc.CLASSES[:1]:
-            (folder / f"{label}_trainval.txt").write_text(broken)
-        with pytest.raises(InputError, match="each once"):
+    for broken in ("000001 -1\n000000 1\n", "000000 -1\n000000 -1\n000001 -1\n"):
+        (folder / "person_trainval.txt").write_text(broken)
+        with pytest.raises(InputError, match="not the images of aeroplane_trainval.txt"):
             load("voc2007", tmp_path)
 
 
@@ -197,13 +192,10 @@ def test_scenes():
     assert torch.equal(train.image(5), load("scenes").image(5))
     assert not torch.equal(train.image(5), test.image(5))
     for i in range(50):
-        _, boxes = scenes.draw(f"scene:0/{i}")
-        assert {k for k, *_ in boxes} == set(train.targets[i].nonzero()[0])
-        for _, x0, y0, x1, y1 in boxes:
-            assert 0 < x0 < x1 < scenes.SIDE and 0 < y0 < y1 < scenes.SIDE and x1 - x0 < 23
-    k, x0, y0, x1, y1 = boxes[0]  # nothing is drawn over it: its center has its color
-    center = train.image(49)[:, int(y0 + y1) // 2, int(x0 + x1) // 2].int()
-    assert (center - torch.tensor(scenes.PALETTE[k // len(scenes.SHAPES)])).abs().max() <= 24
+        image = train.image(i).int()
+        for k in train.targets[i].nonzero()[0]:  # the noise is -24 to 24
+            color = torch.tensor(ImageColor.getrgb(scenes.PALETTE[k // len(scenes.SHAPES)]))
+            assert ((image - color.view(3, 1, 1)).abs() <= 24).all(0).sum() > 60
 
 
 @pytest.mark.parametrize("name, mode, options", [
@@ -246,9 +238,8 @@ def test_broken_images_are_named(tmp_path):
     whole = (tmp_path / "b.jpg").read_bytes()
     for broken in (whole[:len(whole) // 2], b"", b"no image", whole[:30]):
         (tmp_path / "b.jpg").write_bytes(broken)
-        with pytest.raises(InputError, match="b.jpg.*--verify") as error:
+        with pytest.raises(InputError, match="b.jpg.*--verify"):
             load("csv", tmp_path).image(1)
-        assert "cpp" not in str(error.value)
     text = run("-m", "tools.check", "--data", "csv", "--root", tmp_path, "--verify", ok=False)
     assert text.count("b.jpg: ") == 2 and "3 images missing, unreadable or in doubt" in text
     assert f"{tmp_path}/a.jpg (test) shows the same as {tmp_path}/a.jpg (train)" in text
@@ -364,12 +355,8 @@ def test_published_lists(tmp_path, monkeypatch):
     assert train.targets.tolist() == [[1, 0, 1], [0, 1, 0]]
     assert test.targets.tolist() == [[0, 1, 0], [0, 0, 0]]
     (tmp_path / "longtail/coco_lt_train.txt").write_text("x/a.jpg 0\nx/b.jpg 3\n")
-    with pytest.raises(InputError, match="coco_lt_train.txt.*row 2: no such label: {.3.}"):
+    with pytest.raises(InputError, match="coco_lt_train.txt.*'3' is missing or unknown"):
         load("coco-lt", tmp_path)
-    for labels in ("person 0\ndog 1\ncat 1\n", "person 1\ncat 2\n"):
-        (tmp_path / "longtail/coco_labels.txt").write_text(labels)
-        with pytest.raises(InputError, match="coco_labels.txt.*counted from 0"):
-            load("coco-lt", tmp_path)
     (tmp_path / "published").mkdir()
     write_lists(tmp_path / "published", "voc")
     (tmp_path / "published/longtail").rename(tmp_path / "published/voc")
@@ -441,7 +428,7 @@ def test_nuswide_published_lists(tmp_path, capsys):
     for name in ("sun", "airport"):
         (labels / f"Labels_{name}_Train.txt").write_text(values[name])
     for broken, message in (("0\n1\n", "Labels_sun_Test.*2 rows"), ("1\n", "Labels_sun_Test.*1 rows"),
-                            ("0\n2\n1\n", "Labels_sun_Test.*row 2")):
+                            ("0\n2\n1\n", "Labels_sun_Test.*'2' is missing or unknown")):
         (labels / "Labels_sun_Test.txt").write_text(broken)
         with pytest.raises(InputError, match=message):
             load("nuswide", tmp_path, "test")
@@ -467,9 +454,9 @@ def test_vg500(tmp_path):
     vg = load("vg500", tmp_path)
     assert len(vg.classes) == 500 and np.flatnonzero(vg.targets[0]).tolist() == [0, 499]
     assert vg.targets[1].sum() == 0 and vg.image(1).shape == (3, 40, 50)
-    for text, message in (('{"1.jpg": [0]}', "no '2.jpg'"), ('{"1.jpg": [500], "2.jpg": []}', "500"),
-                          ('{"1.jpg": [-1], "2.jpg": []}', "row 1"),
-                          ('{"1.jpg": [true], "2.jpg": []}', "row 1")):
+    for text, message in (('{"1.jpg": [0]}', "'2.jpg' is missing or unknown"), ('{"1.jpg": [500], "2.jpg": []}', "500"),
+                          ('{"1.jpg": [-1], "2.jpg": []}', "'-1'"),
+                          ('{"1.jpg": [true], "2.jpg": []}', "'True'")):
         (tmp_path / "vg_category_500_labels_index.json").write_text(text)
         with pytest.raises(InputError, match=message):
             load("vg500", tmp_path)

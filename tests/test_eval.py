@@ -386,7 +386,7 @@ def test_voc_server_files(checkpoint, tmp_path, monkeypatch):
     (folder / "JPEGImages").mkdir()
     (folder / "ImageSets/Main/test.txt").write_text("2008_000001\n2008_000004\n")
     for name in ("2008_000001", "2008_000004"):
-        Image.fromarray(draw_scene("scene:1/0")[0]).save(folder / f"JPEGImages/{name}.jpg")
+        Image.fromarray(draw_scene("scene:1/0")).save(folder / f"JPEGImages/{name}.jpg")
     voc_server.main(["--checkpoint", str(file), "--root", str(tmp_path), "--out",
                      str(tmp_path / "out")])
     files = sorted((tmp_path / "out/results/VOC2012/Main").iterdir())
@@ -403,7 +403,7 @@ def test_an_unreadable_image_ends_the_evaluation_in_one_line(checkpoint, tmp_pat
     for split in ("train", "test"):
         (tmp_path / f"{split}.csv").write_text(
             f"image,{names}\n" + "".join(f"{n}.png{',1' * 20}\n" for n in "ab"))
-    Image.fromarray(draw_scene("scene:1/0")[0]).save(tmp_path / "a.png")
+    Image.fromarray(draw_scene("scene:1/0")).save(tmp_path / "a.png")
     (tmp_path / "b.png").write_bytes(b"")
     for workers in (0, 1):
         with pytest.raises(InputError, match="b.png") as error:

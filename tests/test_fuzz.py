@@ -207,7 +207,7 @@ def test_wider(tmp_path, mutate):
 @pytest.mark.parametrize("name, options", [("x.jpg", {}), ("x.png", {}),
                                            ("p.jpg", {"progressive": True})])
 def test_images(tmp_path, name, options):
-    Image.fromarray(draw_scene("scene:0/0")[0]).save(tmp_path / name, **options)
+    Image.fromarray(draw_scene("scene:0/0")).save(tmp_path / name, **options)
 
     def check(found):
         assert found.ndim == 3 and found.shape[0] == 3 and str(found.dtype) == "torch.uint8"

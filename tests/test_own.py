@@ -365,3 +365,22 @@ def test_a_model_is_evaluated_on_a_data_set_that_has_its_classes_by_name(tmp_pat
         tables.append(json.loads((tmp_path / "table.json").read_text()))
     assert tables[0] == tables[1] and tables[1]["classes"] == names
     assert f"only the model's {len(names)} of {len(names) + 1} classes" in capsys.readouterr().err
+
+
+@pytest.mark.parametrize("train_csv", [False, True])
+@pytest.mark.parametrize("text, error", [
+    ("image,labels\n{0}/test0.png,c;a\n{0}/test1.png,\n", None),
+    ("image,a,c\n{0}/test0.png,1,1\n{0}/test1.png,0,0\n", "lacks 1 classes of the model: .'b'")])
+def test_names_in_a_test_file_alone_may_lack_classes_of_the_model(tmp_path, train_csv, text, error):
+    train.main([*own(tmp_path), "--epochs", "1", "--out", str(tmp_path / "run")])
+    (tmp_path / "alone").mkdir()
+    for name in ("test", "train")[:1 + train_csv]:
+        (tmp_path / f"alone/{name}.csv").write_text(text.format(tmp_path))
+    loaded = evaluation.Evaluation(tmp_path / "run/last.pt", workers=0)
+    if error or train_csv:  # train.csv says which classes there are
+        with pytest.raises(InputError, match=error or "lacks 1 classes of the model: .'b'"):
+            loaded.load("test", root=str(tmp_path / "alone"))
+        return
+    dataset = loaded.load("test", root=str(tmp_path / "alone"))
+    assert dataset.classes == ["a", "b"] and dataset.targets.tolist() == [[1, 0], [0, 0]]
+    assert loaded.scores(dataset).shape == (2, 2)
