@@ -51,17 +51,17 @@ def changed(root, copy):
     return ["--model", "csra", "--resume", "--out", str(copy / "run"), "--root", str(copy)]
 
 
-@pytest.mark.parametrize("old, new, what", [
-    ("image,a,b", "image,b,a", "classes"), ("image,a,b", "image,a,c", "classes"),
-    ("train3.png,1,1\n", "", "number of images"), ("train3.png,1,1", "train3.png,0,1", "labels"),
-    ("train3.png,1,1\ntrain4", "train4,0,0\ntrain3", "")])
-def test_resume_refuses_changed_data(trained, tmp_path, old, new, what):
+@pytest.mark.parametrize("old, new", [
+    ("image,a,b", "image,b,a"), ("image,a,b", "image,a,c"),
+    ("train3.png,1,1\n", ""), ("train3.png,1,1", "train3.png,0,1"),
+    ("train3.png,1,1\ntrain4", "train4,0,0\ntrain3")])
+def test_resume_refuses_changed_data(trained, tmp_path, old, new):
     flags = changed(trained, tmp_path)
     for split in ("train", "test"):
         text = (tmp_path / f"{split}.csv").read_text()
         (tmp_path / f"{split}.csv").write_text(text.replace(old.replace("train", split),
                                                             new.replace("train", split)))
-    with pytest.raises(SystemExit, match=f"train split has changed.*{what}|train4"):
+    with pytest.raises(SystemExit, match="train split has changed|train4"):
         train.main(flags)
 
 
@@ -226,10 +226,9 @@ def test_a_full_disk_is_one_line(trained, tmp_path, monkeypatch):
 def test_checkpoints_that_lack_something(trained, tmp_path, monkeypatch):
     whole = torch.load(trained / "run/last.pt")
     flags = ["--checkpoint", str(tmp_path / "x.pt"), "--workers", "0"]
-    for name in ("model", "classes", "ema", "class_counts", "settings"):
-        torch.save({key: value for key, value in whole.items() if key != name}, tmp_path / "x.pt")
-        with pytest.raises(InputError, match="x.pt: not a checkpoint of train.py, or damaged"):
-            evaluation.main(flags)
+    torch.save({"model": whole["model"]}, tmp_path / "x.pt")
+    with pytest.raises(InputError, match="x.pt: no 'settings': a whole checkpoint of train.py"):
+        evaluation.main(flags)
     settings = {name: value for name, value in whole["settings"].items() if name != "lam"}
     torch.save(whole | {"settings": settings}, tmp_path / "x.pt")  # older than a keyword
     evaluation.main(flags)
@@ -363,9 +362,9 @@ def test_a_file_that_is_no_checkpoint_is_one_line(content, trained, tmp_path):
         (run_folder / "last.pt").write_bytes(content)
     else:
         torch.save(content, run_folder / "last.pt")
-    with pytest.raises(SystemExit, match="error: .*last.pt: not a checkpoint of train.py, or damaged"):
+    with pytest.raises(SystemExit, match="error: .*last.pt: .*whole checkpoint of train.py"):
         train.main(["--model", "csra", "--resume", "--out", str(run_folder), "--root", str(trained)])
-    with pytest.raises(InputError, match="last.pt: not a checkpoint"):
+    with pytest.raises(InputError, match="last.pt: .*whole checkpoint"):
         evaluation.main(["--checkpoint", str(run_folder / "last.pt"), "--workers", "0"])
 
 

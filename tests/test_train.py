@@ -261,7 +261,7 @@ def test_files_that_are_no_checkpoint_of_this_run(tmp_path, capsys):
     (tmp_path / "cut.pt").write_bytes((good / "last.pt").read_bytes()[:5000])
     state = torch.load(good / "last.pt")
     torch.save(state | {"classes": ["cat", *state["classes"][1:]]}, tmp_path / "renamed.pt")
-    for name, message in (("evil.pt", "evil.pt"), ("other.pt", "not a checkpoint of train.py"),
+    for name, message in (("evil.pt", "evil.pt"), ("other.pt", "whole checkpoint of train.py"),
                           ("cut.pt", "cut.pt"), ("lost.pt", "lost.pt is missing"),
                           ("renamed.pt", "lacks 1 classes.*cat")):
         with pytest.raises(InputError, match=message):
