@@ -401,13 +401,13 @@ def test_words_that_are_no_values_are_errors(flags, message, tmp_path, capsys):
 
 @pytest.mark.parametrize("backbone", ["mixer_s32_224", "volo_d1_224", "levit_128s"])
 def test_backbones_without_a_map_are_refused_in_one_line(backbone, tmp_path):
-    with pytest.raises(SystemExit, match=f"backbone {backbone}: .*(no map of features|img_size)"):
+    with pytest.raises(SystemExit, match=f"backbone {backbone}: .*Error.*map of features"):
         train.main([*own(tmp_path), "--backbone", backbone, "--image-size", "224", "--out",
                     str(tmp_path / "run")])
 
 
 def test_a_norm_that_was_trained_after_pooling_is_refused():
-    with pytest.raises(InputError, match="beit_base_patch16_224: its last norm was trained after"):
+    with pytest.raises(InputError, match="its last norm was trained after"):
         refuse_pooled_norm("beit_base_patch16_224")
     refuse_pooled_norm("test_vit")
     refuse_pooled_norm("resnet18")
