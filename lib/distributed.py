@@ -13,15 +13,10 @@ from readers.errors import InputError
 
 def start():
     """Joins the other processes under torchrun. Returns this process's device."""
-    cuda = torch.cuda.is_available()
     if "WORLD_SIZE" in os.environ and not dist.is_initialized():
-        if not {"RANK", "LOCAL_RANK"} <= os.environ.keys():
-            raise InputError("WORLD_SIZE is set in the environment, but not RANK and LOCAL_RANK: "
-                             "start with torchrun, or unset it")
-        if cuda:
-            torch.cuda.set_device(int(os.environ["LOCAL_RANK"]))
         backend = "gloo"
-        if cuda:
+        if torch.cuda.is_available():
+            torch.cuda.set_device(int(os.environ["LOCAL_RANK"]))
             backend = "cpu:gloo,cuda:nccl"
         dist.init_process_group(backend)
     if torch.accelerator.is_available():  # cuda, mps, ...
@@ -30,7 +25,7 @@ def start():
 
 
 def stop():
-    if dist.is_available() and dist.is_initialized():
+    if dist.is_initialized():
         time.sleep(0.1)  # torch 2.6 hangs here while its thread still frees the last operation
         dist.destroy_process_group()
 
@@ -43,21 +38,21 @@ def program():
         yield
     except InputError as error:
         sys.exit(f"error: {error}")
-    except torch.OutOfMemoryError as error:
-        sys.exit(f"error: {str(error).splitlines()[0]:.200}\nOut of memory on the device: "
-                 "--accumulate 2 keeps the batch size; --grad-checkpointing saves more, at a cost")
+    except torch.OutOfMemoryError:
+        sys.exit("error: out of memory on the device: --accumulate 2 keeps the batch size; "
+                 "--grad-checkpointing saves more, at a cost")
     finally:
         stop()
 
 
 def rank():
-    if dist.is_available() and dist.is_initialized():
+    if dist.is_initialized():
         return dist.get_rank()
     return 0
 
 
 def world_size():
-    if dist.is_available() and dist.is_initialized():
+    if dist.is_initialized():
         return dist.get_world_size()
     return 1
 
@@ -67,14 +62,9 @@ def is_main():
 
 
 def print_once(text):
-    """A line for people, from the first process. A full disk or a closed pipe ends no training."""
-    if not is_main():
-        return
-    try:
+    """A line for people, from the first process."""
+    if is_main():
         print(text, flush=True)
-    except OSError as error:
-        print(f"standard output has failed ({error}); the run goes on", file=sys.stderr)
-        sys.stdout = open(os.devnull, "w")  # noqa: SIM115 (for the rest of the run)
 
 
 def wait_for_all():
@@ -112,15 +102,14 @@ def data_parallel(model, image_size, device):
 def autocast_dtype(device, amp):
     """The dtype of autocast; None: float32. auto: bf16 where the hardware has it, fp16 on older
     GPUs, float32 on other CPUs."""
-    if amp == "bf16":
-        return torch.bfloat16
-    if amp == "fp16":
-        return torch.float16
-    if amp == "auto" and device.type == "cuda":
+    dtypes = {"off": None, "bf16": torch.bfloat16, "fp16": torch.float16}
+    if amp != "auto":
+        return dtypes[amp]
+    if device.type == "cuda":
         if torch.cuda.is_bf16_supported(including_emulation=False):
             return torch.bfloat16
         return torch.float16
     fast_on_cpu = torch.cpu._is_avx512_bf16_supported() or torch.cpu._is_amx_tile_supported()
-    if amp == "auto" and device.type == "cpu" and fast_on_cpu:
+    if device.type == "cpu" and fast_on_cpu:
         return torch.bfloat16
     return None

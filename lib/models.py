@@ -2,7 +2,6 @@
 import copy
 import importlib
 import inspect
-import sys
 from contextlib import contextmanager
 
 import timm
@@ -12,7 +11,7 @@ from torch.nn.modules.batchnorm import _BatchNorm
 import lib.cvt  # noqa: F401 (so that timm knows cvt_w24)
 from lib.checkpoint import read_checkpoint
 from lib.distributed import print_once
-from readers.errors import InputError, explain_errors, first_line
+from readers.errors import InputError, explain_errors
 
 METHODS = ["asl", "cprfl", "csra", "q2l"]
 
@@ -41,24 +40,28 @@ def build_model(method, settings, classes):
     Raises InputError.
     """
     try:
-        model = method.build(classes, **settings_for(method.build, settings))
-    except Exception as error:  # timm and open_clip raise many kinds of error
-        remedy = ""
         if settings.pretrained:
-            remedy = ("\nPretrained weights need internet access once, then they are cached; "
-                      "--no-pretrained starts from random ones.")
-        text = str(error)[:800] or repr(error)
-        raise InputError(f"{settings.model}, backbone {settings.backbone}: {text}"
-                         f"{remedy}") from error
-    try:
-        model.eval()
+            refuse_pooled_norm(settings.backbone)
+        model = method.build(classes, **settings_for(method.build, settings)).eval()
         with torch.no_grad():
             model(torch.zeros(1, 3, settings.image_size, settings.image_size))
-    except Exception as error:
-        raise InputError(f"{settings.model}, backbone {settings.backbone}: no map of features for "
-                         f"{settings.image_size} px ({first_line(error)}): ResNets and their kin, "
-                         "ConvNeXt, ViT and Swin have one; check --image-size, too") from error
+    except Exception as error:  # timm and open_clip raise many kinds of error
+        raise InputError(
+            f"{settings.model}, backbone {settings.backbone}: {error!r}: --backbone must end in a "
+            "map of features for --image-size: ResNets and their kin, ConvNeXt, ViT and Swin do; "
+            "pretrained weights need internet access once, --no-pretrained does not") from error
     return model.train()
+
+
+def refuse_pooled_norm(backbone):
+    """Some ViTs (BEiT, EVA-02) were trained with their last norm after the average pooling. Without
+    the pooling, timm would make a new norm. Raises InputError."""
+    with torch.device("meta"):
+        as_trained = timm.create_model(backbone)
+    norm = getattr(as_trained, "fc_norm", None)
+    if isinstance(norm, torch.nn.LayerNorm):
+        raise InputError("its last norm was trained after average pooling, which the methods here "
+                         "do not have: choose a backbone with a class token")
 
 
 # ----------------------------------------------------------------------------- a model for training
@@ -73,35 +76,19 @@ def starting_model(method, settings, classes, load_weights=True):
     if not load_weights:
         build_settings = without_weights(settings)
     model = build_model(method, build_settings, classes)
-    if build_settings.pretrained or settings.weights:
-        refuse_pooled_norm(settings.backbone)
     if load_weights and settings.weights:
         load_backbone(model.backbone, settings.weights)
     if load_weights and settings.init:
-        load_matching(model, settings, classes)
+        load_matching(model, settings.init, classes)
     if settings.grad_checkpointing:
         with explain_errors("--grad-checkpointing", "this backbone does not have it: leave it out"):
             model.backbone.set_grad_checkpointing()
     if settings.freeze_bn:
-        norms = batchnorms(model.backbone)
-        if not norms:
-            raise InputError(f"--freeze-bn: {settings.backbone} has no BatchNorm: leave it out")
-        for norm in norms:
+        for norm in batchnorms(model.backbone):
             norm.requires_grad_(False)
     if settings.sync_bn:
         model = timm.layers.convert_sync_batchnorm(model)
     return model
-
-
-def refuse_pooled_norm(backbone):
-    """Some ViTs (BEiT, EVA-02) were trained with their last norm after the average pooling. Without
-    the pooling, timm would make a new norm. Raises InputError."""
-    with torch.device("meta"):
-        as_trained = timm.create_model(backbone)
-    norm = getattr(as_trained, "fc_norm", None)
-    if isinstance(norm, torch.nn.LayerNorm):
-        raise InputError(f"--backbone {backbone}: its last norm was trained after average pooling, "
-                         "which the methods here do not have: choose one with a class token")
 
 
 def batchnorms(module):
@@ -123,81 +110,47 @@ def load_backbone(backbone, path):
     """--weights: a .safetensors or .pth file under timm's names, or names that timm converts. Every
     tensor of the backbone must come from it. Raises InputError."""
     with explain_errors(path, "a file of this backbone's weights is needed, under names that timm "
-                           "knows"):
-        state = timm.models.load_state_dict(path, use_ema=False, weights_only=True)
-        timm_module = sys.modules[type(backbone).__module__]
-        if hasattr(timm_module, "checkpoint_filter_fn"):
-            state = timm_module.checkpoint_filter_fn(state, backbone)
-        result = backbone.load_state_dict(state, strict=False)
-        missing = trained_names(result.missing_keys)
-        if missing:
-            raise ValueError(f"{len(missing)} tensors are not in it, {missing[0]} first")
+                        "knows"):
+        timm_module = inspect.getmodule(type(backbone))
+        convert = getattr(timm_module, "checkpoint_filter_fn", None)
+        result = timm.models.load_checkpoint(backbone, path, use_ema=False, strict=False,
+                                             filter_fn=convert, weights_only=True)
+        if result.missing_keys:
+            raise ValueError(f"{result.missing_keys[0]} is not in it")
     print_once(f"{path}: all tensors of the backbone are loaded; left over: "
-               f"{shortened(result.unexpected_keys)}")
+               f"{result.unexpected_keys}")
 
 
-def load_matching(model, settings, classes):
+def load_matching(model, path, classes):
     """--init: the weights that a checkpoint reports. Where the classes differ, the tensors that
     depend on them keep their random start. Raises InputError."""
-    path = settings.init
     checkpoint = read_checkpoint(path)
-    if checkpoint["settings"].model != settings.model:
-        raise InputError(f"{path} is of {checkpoint['settings'].model}, not {settings.model}")
+    old_classes = checkpoint["classes"]
     _, state = reported_weights(checkpoint)
-    same_classes = checkpoint["classes"] == classes
-    old_count = len(checkpoint["classes"])
     own = model.state_dict()
     loaded = {}
-    if not all(torch.is_tensor(tensor) for tensor in state.values()):
-        raise InputError(f"{path}: its weights are not tensors: it is damaged")
     for name, tensor in state.items():
-        if name == "text_features":  # CPRFL's follow from the flags of this run
-            continue
-        of_classes = not name.startswith("backbone.") and old_count in tensor.shape
-        if of_classes and not same_classes:
-            continue
+        of_classes = not name.startswith("backbone.") and len(old_classes) in tensor.shape
+        if name == "text_features" or (of_classes and classes != old_classes):
+            continue  # CPRFL's text features follow from the flags of this run
         if name in own and own[name].shape == tensor.shape:
             loaded[name] = tensor
-    missing = trained_names([name for name in own if name not in loaded])
-    if any(name.startswith("backbone.") for name in missing):
-        raise InputError(f"{path}: its backbone does not fit this one: check --backbone and "
-                         "--image-size")
-    model.load_state_dict(loaded, strict=False)
-    unknown = [name for name in state if name not in own]
-    if "text_features" in missing:
-        missing.remove("text_features")
-    print_once(f"{path}: {len(loaded)} tensors are loaded; initialized: {shortened(missing)}; left "
-               f"over: {shortened(unknown)}")
-
-
-def trained_names(names):
-    """Without BatchNorm's counters, which some files lack."""
-    return [name for name in names if not name.endswith("num_batches_tracked")]
-
-
-def shortened(names):
-    if not names:
-        return "none"
-    text = f"{len(names)} ({', '.join(names[:4])}"
-    if len(names) > 4:
-        text += ", ..."
-    return text + ")"
+    result = model.load_state_dict(loaded, strict=False)
+    for name in result.missing_keys:
+        if name.startswith("backbone."):
+            raise InputError(f"{path}: its {name} does not fit: check --backbone and --image-size")
+    print_once(f"{path}: {len(loaded)} tensors are loaded; initialized: {result.missing_keys}")
 
 
 # -------------------------------------------------------------------------- a model of a checkpoint
 
 
 def reported_weights(checkpoint, wanted=None):
-    """The name (ema, raw) and the state of a checkpoint's weights; by default those that its run
-    reports. Raises InputError."""
-    if wanted is None:
-        wanted = checkpoint["settings"].report
-        if checkpoint["ema"] is None:
-            wanted = "raw"
-    if wanted == "raw":
+    """The name (ema, raw) and the state of a checkpoint's weights: of those `wanted`, by default of
+    those that its run reports. Without an average, raw."""
+    wanted = wanted or checkpoint["settings"].report
+    if wanted == "raw" or checkpoint["ema"] is None:
         return "raw", checkpoint["model"]
-    if checkpoint["ema"] is None:
-        raise InputError("this checkpoint has no EMA weights: --weights raw")
     return "ema", checkpoint["ema"]
 
 

@@ -2,15 +2,13 @@
 import json
 import os
 import shutil
-import subprocess
-import sys
 import time
 from pathlib import Path
 
 import numpy as np
 import pytest
 import torch
-from conftest import HERE, default_settings, run
+from conftest import default_settings, run
 from PIL import Image
 from test_reliable import FLAGS, processes, small_images  # noqa: F401 (a fixture)
 from test_train import log
@@ -51,17 +49,17 @@ def changed(root, copy):
     return ["--model", "csra", "--resume", "--out", str(copy / "run"), "--root", str(copy)]
 
 
-@pytest.mark.parametrize("old, new, what", [
-    ("image,a,b", "image,b,a", "classes"), ("image,a,b", "image,a,c", "classes"),
-    ("train3.png,1,1\n", "", "number of images"), ("train3.png,1,1", "train3.png,0,1", "labels"),
-    ("train3.png,1,1\ntrain4", "train4,0,0\ntrain3", "")])
-def test_resume_refuses_changed_data(trained, tmp_path, old, new, what):
+@pytest.mark.parametrize("old, new", [
+    ("image,a,b", "image,b,a"), ("image,a,b", "image,a,c"),
+    ("train3.png,1,1\n", ""), ("train3.png,1,1", "train3.png,0,1"),
+    ("train3.png,1,1\ntrain4", "train4,0,0\ntrain3")])
+def test_resume_refuses_changed_data(trained, tmp_path, old, new):
     flags = changed(trained, tmp_path)
     for split in ("train", "test"):
         text = (tmp_path / f"{split}.csv").read_text()
         (tmp_path / f"{split}.csv").write_text(text.replace(old.replace("train", split),
                                                             new.replace("train", split)))
-    with pytest.raises(SystemExit, match=f"train split has changed.*{what}|train4"):
+    with pytest.raises(SystemExit, match="train split has changed|train4"):
         train.main(flags)
 
 
@@ -226,10 +224,9 @@ def test_a_full_disk_is_one_line(trained, tmp_path, monkeypatch):
 def test_checkpoints_that_lack_something(trained, tmp_path, monkeypatch):
     whole = torch.load(trained / "run/last.pt")
     flags = ["--checkpoint", str(tmp_path / "x.pt"), "--workers", "0"]
-    for name in ("model", "classes", "ema", "class_counts", "settings"):
-        torch.save({key: value for key, value in whole.items() if key != name}, tmp_path / "x.pt")
-        with pytest.raises(InputError, match="x.pt: not a checkpoint of train.py, or damaged"):
-            evaluation.main(flags)
+    torch.save({"model": whole["model"]}, tmp_path / "x.pt")
+    with pytest.raises(InputError, match="x.pt: no 'settings': a whole checkpoint of train.py"):
+        evaluation.main(flags)
     settings = {name: value for name, value in whole["settings"].items() if name != "lam"}
     torch.save(whole | {"settings": settings}, tmp_path / "x.pt")  # older than a keyword
     evaluation.main(flags)
@@ -241,7 +238,7 @@ def test_checkpoints_that_lack_something(trained, tmp_path, monkeypatch):
 
 
 @pytest.mark.parametrize("flags, message", [
-    (["--seed", str(2 ** 70)], "--seed"), (["--output-stride", "7"], "csra, backbone"),
+    (["--output-stride", "7"], "csra, backbone"),
     (["--backbone", "test_vit", "--image-size", "100"], "test_vit"),
     (["--backbone", "mixer_s32_224"], "mixer_s32_224"),
     (["--backbone", "nonesuch"], "nonesuch"), (["--backbone", "resnet18.nonesuch"], "nonesuch"),
@@ -326,18 +323,12 @@ def test_fp16_with_sgd_keeps_its_momentum(tmp_path):
 
 
 @pytest.mark.parametrize("flags, message", [
-    (["--resume"], "--resume needs --out"), (["--report", "ema"], "--ema DECAY"),
-    (["--warmup-epochs", "3", "--schedule", "onecycle"], "--warmup-epochs is for"),
-    (["--decay-epochs", "3", "--schedule", "cosine"], "--decay-epochs is for --schedule step"),
-    (["--pct-start", "0.4", "--schedule", "step"], "--pct-start is for"), (["--lam", "nan"], "--lam"),
-    (["--schedule", "step", "--schedule-epochs", "9"], "--schedule-epochs is for"),
-    (["--std", "0,1,1"], "--std"),
-    (["--init", "x", "--weights", "y"], "leave --weights out"),
-    (["--freeze-bn"], "--freeze-bn is for pretrained weights"),
-    (["--weights", "x", "--freeze-bn", "--sync-bn"], "leave one out"),
-    (["--backbone", "hf-hub:someone/model", "--mean", "0,0,0"], "give both"),
-    (["--lam", "-1"], "--lam"), (["--std", "inf,1,1"], "--std"), (["--mean", "nan,0,0"], "--mean"),
-    (["--warmup-epochs", "1e308", "--schedule", "step"], "--warmup-epochs"),
+    (["--resume"], "--resume needs --out"),
+    (["--warmup-epochs", "3", "--schedule", "onecycle"], "warmup_epochs is for"),
+    (["--decay-epochs", "3", "--schedule", "cosine"], "decay_epochs is for --schedule step"),
+    (["--pct-start", "0.4", "--schedule", "step"], "pct_start is for"), (["--lam", "nan"], "--lam"),
+    (["--schedule", "step", "--schedule-epochs", "9"], "schedule_epochs is for"),
+    (["--lam", "-1"], "--lam"),
     (["--seed", "1e3"], "invalid int value")])
 def test_flags_of_training_without_effect_are_errors(flags, message, tmp_path, capsys):
     with pytest.raises(SystemExit):
@@ -369,9 +360,9 @@ def test_a_file_that_is_no_checkpoint_is_one_line(content, trained, tmp_path):
         (run_folder / "last.pt").write_bytes(content)
     else:
         torch.save(content, run_folder / "last.pt")
-    with pytest.raises(SystemExit, match="error: .*last.pt: not a checkpoint of train.py, or damaged"):
+    with pytest.raises(SystemExit, match="error: .*last.pt: .*whole checkpoint of train.py"):
         train.main(["--model", "csra", "--resume", "--out", str(run_folder), "--root", str(trained)])
-    with pytest.raises(InputError, match="last.pt: not a checkpoint"):
+    with pytest.raises(InputError, match="last.pt: .*whole checkpoint"):
         evaluation.main(["--checkpoint", str(run_folder / "last.pt"), "--workers", "0"])
 
 
@@ -386,15 +377,6 @@ def test_a_damaged_part_is_one_line(name, value, trained, tmp_path):
                     str(trained)])
 
 
-def test_standard_output_that_fails_does_not_end_a_run(tmp_path):
-    """A full disk or a closed pipe: the run says so on standard error and goes on."""
-    flags = [*own(tmp_path), "--epochs", "1", "--out", str(tmp_path / "run")]
-    with open("/dev/full", "w") as full:
-        done = subprocess.run([sys.executable, "train.py", *flags], cwd=HERE.parent, text=True,
-                              stdout=full, stderr=subprocess.PIPE, timeout=100, check=False)
-    assert "standard output has failed" in done.stderr and (tmp_path / "run/last.pt").is_file()
-
-
 @pytest.mark.parametrize("name, content", [("runs", "file"), ("runs", "link")])
 def test_a_default_folder_that_cannot_be_made_is_one_line(tmp_path, name, content, monkeypatch):
     flags = own(tmp_path)
@@ -407,16 +389,9 @@ def test_a_default_folder_that_cannot_be_made_is_one_line(tmp_path, name, conten
         train.main([*flags, "--epochs", "1"])
 
 
-def test_a_world_size_without_a_rank_is_one_line(tmp_path, monkeypatch):
-    monkeypatch.setenv("WORLD_SIZE", "2")
-    with pytest.raises(SystemExit, match="WORLD_SIZE.*torchrun"):
-        train.main([*own(tmp_path), "--epochs", "1"])
-
-
 @pytest.mark.parametrize("flags, message", [
     (["--model", "q2l", "--project", "no"], "--project"), (["--model", "q2l", "--d-model", "x"], "--d-model"),
     (["--output-stride", "off"], "--output-stride"),
-    (["--model", "cprfl", "--text", "RN50", "--text-features", "x.npy"], "leave one out"),
     (["--model", "q2l", "--decoder-layers", "0", "--d-model", "32", "--no-freeze"], "decoder_layers")])
 def test_words_that_are_no_values_are_errors(flags, message, tmp_path, capsys):
     with pytest.raises(SystemExit) as stop:
@@ -426,13 +401,13 @@ def test_words_that_are_no_values_are_errors(flags, message, tmp_path, capsys):
 
 @pytest.mark.parametrize("backbone", ["mixer_s32_224", "volo_d1_224", "levit_128s"])
 def test_backbones_without_a_map_are_refused_in_one_line(backbone, tmp_path):
-    with pytest.raises(SystemExit, match=f"backbone {backbone}: .*(no map of features|img_size)"):
+    with pytest.raises(SystemExit, match=f"backbone {backbone}: .*Error.*map of features"):
         train.main([*own(tmp_path), "--backbone", backbone, "--image-size", "224", "--out",
                     str(tmp_path / "run")])
 
 
 def test_a_norm_that_was_trained_after_pooling_is_refused():
-    with pytest.raises(InputError, match="beit_base_patch16_224: its last norm was trained after"):
+    with pytest.raises(InputError, match="its last norm was trained after"):
         refuse_pooled_norm("beit_base_patch16_224")
     refuse_pooled_norm("test_vit")
     refuse_pooled_norm("resnet18")

@@ -50,7 +50,7 @@ def test_weights_of_a_backbone_from_a_file(name, tmp_path, capsys):
     model = starting_model(method, s, ["a", "b"])
     assert torch.equal(model.backbone.state_dict()[first], expected)
     said = capsys.readouterr().out
-    assert f"{name}: all tensors of the backbone" in said and "left over: 2 (" in said and "fc" in said
+    assert f"{name}: all tensors of the backbone" in said and "left over: [" in said and "fc" in said
 
 
 def test_wrong_weights_are_one_error(tmp_path):
@@ -68,23 +68,18 @@ def test_init_from_other_classes(tmp_path, capsys):
     train.main([*own(tmp_path / "old"), "--epochs", "1", "--out", str(tmp_path / "run")])
     file = str(tmp_path / "run/last.pt")
     stored = torch.load(file)["model"]
-    _, s = settings("--backbone", "test_resnet", "--init", file)
     for classes, kept in ((["a", "b"], True), (["b", "a"], False), (["a", "b", "c"], False)):
         torch.manual_seed(1)
         model = csra.build(classes, backbone="test_resnet", pretrained=False, image_size=64)
-        load_matching(model, s, classes)
+        load_matching(model, file, classes)
         assert torch.equal(model.backbone.conv1[0].weight, stored["backbone.conv1.0.weight"])
         same = model.head.weight.shape == stored["head.weight"].shape and torch.equal(
             model.head.weight, stored["head.weight"])
         assert same == kept
-        assert ("initialized: 1 (head.weight)" in capsys.readouterr().out) != kept
-    s.model = "asl"
-    with pytest.raises(InputError, match="is of csra, not asl"):
-        load_matching(model, s, ["a"])
-    s.model = "csra"
+        assert ("initialized: ['head.weight']" in capsys.readouterr().out) != kept
     model = csra.build(["a"], backbone="resnet18", pretrained=False, image_size=64)
-    with pytest.raises(InputError, match="backbone does not fit"):
-        load_matching(model, s, ["a"])
+    with pytest.raises(InputError, match="backbone.* does not fit"):
+        load_matching(model, file, ["a"])
     train.main([*own(tmp_path / "new"), "--epochs", "1", "--init", file, "--out", str(tmp_path / "b")])
     assert "tensors are loaded" in capsys.readouterr().out
 
@@ -132,7 +127,7 @@ def test_init_keeps_the_text_features_of_this_run(tmp_path, capsys):
     method, s = read_command_line([*flags, "--text-features", str(tmp_path / "new.npy"), "--init",
                              str(tmp_path / "run/last.pt")])
     model = starting_model(method, s, ["a", "b"])
-    assert (model.text_features == 2).all() and "initialized: none" in capsys.readouterr().out
+    assert (model.text_features == 2).all() and "initialized: []" in capsys.readouterr().out
 
 
 def test_q2l_warns_of_frozen_random_weights_unless_a_file_replaces_them(tmp_path, capsys):
@@ -159,22 +154,11 @@ def test_frozen_batchnorms_stay_as_the_file_has_them(tmp_path):
             assert torch.equal(now, x) == (name.rpartition(".")[0] in norms), name
 
 
-def test_frozen_batchnorms_need_batchnorm():
-    method, s = settings("--backbone", "test_convnext", "--freeze-bn")
-    with pytest.raises(InputError, match="test_convnext has no BatchNorm"):
-        starting_model(method, s, ["a"], load_weights=False)
-
-
 def test_inputs_of_own_images_follow_the_checkpoint_of_init(tmp_path):
     train.main([*own(tmp_path), "--epochs", "1", "--mean", "0.1,0.2,0.3", "--std", "1,1,1", "--out",
                 str(tmp_path / "run")])
     _, s = settings("--backbone", "test_resnet", "--init", str(tmp_path / "run/last.pt"))
     assert s.mean == (0.1, 0.2, 0.3) and s.std == (1, 1, 1)
-    state = torch.load(tmp_path / "run/last.pt")
-    torch.save(state | {"model": {"head.weight": 3}}, tmp_path / "odd.pt")
-    method, s = settings("--backbone", "test_resnet", "--init", str(tmp_path / "odd.pt"))
-    with pytest.raises(InputError, match="odd.pt: its weights are not tensors"):
-        starting_model(method, s, ["a", "b"])
 
 
 def test_inputs_of_own_images_follow_the_backbone():

@@ -175,9 +175,9 @@ def test_a_loss_that_is_not_finite_stops_the_run(tmp_path, capsys, monkeypatch):
     (("--augment", "mixup"), "crop, flip"), (("--pretrained",), "--no-pretrained"),
     (("--backbone", "resnet999"), "resnet999"), (("--amp", "int4"), "bf16"),
     (("--epochs", "many"), "--epochs"), (("--schedule-epochs", 3), "--schedule-epochs 0"),
-    (("--image-size", "-1"), "image-size"), (("--mean", "0.5,0.5"), "three numbers"),
-    (("--std", "a,b,c"), "--std"), (("--seed", -1), "--seed: -1"), (("--ema", 1), "--ema: 1"),
-    (("--pct-start", 2), "--pct-start"), (("--lr", -1), "--lr"), (("--accumulate", 99), "micro-batch"),
+    (("--image-size", "-1"), "image-size"), (("--mean", "0.5,0.5"), "three_numbers"),
+    (("--std", "a,b,c"), "--std"), (("--seed", -1), "--seed: -1"), (("--ema", 1), "--ema: the decay"),
+    (("--lr", -1), "--lr"), (("--accumulate", 99), "micro-batch"),
     (("--output-stride", 5), "csra, backbone"), (("--schedule", "flat"), "onecycle")])
 def test_wrong_flags_are_named(flags, message, tmp_path, capsys):
     with pytest.raises(SystemExit) as stop:
@@ -261,7 +261,7 @@ def test_files_that_are_no_checkpoint_of_this_run(tmp_path, capsys):
     (tmp_path / "cut.pt").write_bytes((good / "last.pt").read_bytes()[:5000])
     state = torch.load(good / "last.pt")
     torch.save(state | {"classes": ["cat", *state["classes"][1:]]}, tmp_path / "renamed.pt")
-    for name, message in (("evil.pt", "evil.pt"), ("other.pt", "not a checkpoint of train.py"),
+    for name, message in (("evil.pt", "evil.pt"), ("other.pt", "whole checkpoint of train.py"),
                           ("cut.pt", "cut.pt"), ("lost.pt", "lost.pt is missing"),
                           ("renamed.pt", "lacks 1 classes.*cat")):
         with pytest.raises(InputError, match=message):
