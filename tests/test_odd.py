@@ -15,7 +15,6 @@ from PIL import Image
 from test_reliable import FLAGS, processes, small_images  # noqa: F401 (a fixture)
 from test_train import log
 
-import data
 import eval as evaluation
 import train
 from data import InputError, load
@@ -95,14 +94,6 @@ def test_labels_that_look_wrong_are_named(tmp_path, value, message, capsys):
     shutil.copy(tmp_path / "train.csv", tmp_path / "test.csv")
     evaluation.main(["--checkpoint", str(tmp_path / "run/last.pt"), "--workers", "0"])
     assert message.split(".")[0] in capsys.readouterr().err
-
-
-@pytest.mark.parametrize("split", ["train", "test"])
-def test_a_split_without_positives_is_an_error(tmp_path, split):
-    text = "image,a,b\n" + "".join(f"{split}{i}.png,-1,0\n" for i in range(16))
-    flags = own(tmp_path, **{split: text})
-    with pytest.raises(SystemExit, match=f"the {split} split has no positive label"):
-        train.main([*flags, "--out", str(tmp_path / "run")])
 
 
 def test_limit_takes_a_random_choice():
@@ -288,7 +279,7 @@ def test_coco_with_two_categories_of_one_name_or_a_byte_order_mark(tmp_path):
     assert load("coco2017", tmp_path, check=False).classes == ["x", "y"]
     content["categories"][1]["name"] = "x"
     file.write_text(json.dumps(content))
-    with pytest.raises(InputError, match="1 different names"):
+    with pytest.raises(InputError, match="two classes have one name"):
         load("coco2017", tmp_path, check=False)
 
 
@@ -302,8 +293,6 @@ def test_images_in_folders(tmp_path):
     (tmp_path / "a/inner/back").symlink_to(tmp_path / "a")
     found = predict.images_in([tmp_path / "a", tmp_path / "other.webp", str(tmp_path / "a/1.JPG")])
     assert sorted(os.path.basename(path) for path in found) == ["1.JPG", "2.png", "3.jpg", "other.webp"]
-    with pytest.raises(InputError, match="UTF-8"):
-        data.Dataset(["a"], [os.fsdecode(b"\xff.jpg")], np.zeros((1, 1), np.int8))
 
 
 def test_a_relative_root_works_from_elsewhere(tmp_path, monkeypatch):
