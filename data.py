@@ -206,7 +206,7 @@ def make_loader(dataset, settings, training):
     workers = settings.workers
     if workers < 0:
         workers = default_workers()
-    return DataLoader(dataset, batch_size=max(settings.batch_size // world_size(), 1),
+    return DataLoader(dataset, batch_size=settings.batch_size // world_size(),
                       sampler=sampler, drop_last=drop_last, num_workers=workers,
                       pin_memory=torch.cuda.is_available(),
                       generator=torch.Generator())  # it draws a seed per epoch: not from dropout's

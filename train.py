@@ -107,9 +107,7 @@ def train(method, settings):
         network = distributed.data_parallel(model, settings.image_size, device)
     if settings.compile:
         model.compile()  # in place, so `network` runs it too
-    norms_to_hold = []  # BatchNorms
-    if settings.grad_checkpointing:
-        norms_to_hold = batchnorms(model)
+    norms = batchnorms(model)
 
     # Continue an earlier run after its last whole epoch.
     fingerprints = {name: fingerprint(split, settings.root) for name, split in splits.items()}
@@ -155,7 +153,7 @@ def train(method, settings):
                 else:
                     loss = loss * world_size  # DistributedDataParallel takes the mean of gradients
                 # --grad-checkpointing runs the forward pass again here: not to be counted twice.
-                with statistics_held(norms_to_hold):
+                with statistics_held(norms):
                     scaler.scale(loss).backward()
                 step_loss = step_loss + loss.detach()
 
@@ -176,8 +174,8 @@ def train(method, settings):
             if step % 50 == 0 or step == len(train_loader):
                 mean_loss = float(total_loss) / step
                 if not math.isfinite(mean_loss):
-                    raise InputError(f"the loss is {mean_loss} in epoch {epoch + 1}, by step "
-                                     f"{step}: lower --lr, set --clip-grad, or --amp off")
+                    raise InputError(f"the loss is {mean_loss} in epoch {epoch + 1}: lower --lr, "
+                                     "set --clip-grad, or --amp off")
                 lr = optimizer.param_groups[0]["lr"]  # of the next step
                 print_once(f"epoch {epoch + 1}/{settings.epochs} step {step}/{len(train_loader)} "
                            f"loss {mean_loss:.4f} lr {lr:.2e}")
@@ -314,14 +312,14 @@ def output_folder(settings):
 
 
 def continue_run(out, parts, fingerprints):
-    """Loads OUT/last.pt into the parts of a run. Returns the history."""
+    """Loads OUT/last.pt into the parts of a run. Returns the lines of its epochs."""
     last = out / "last.pt"
     checkpoint = read_checkpoint(last)
     with explain_errors(last, "damaged: start over, or restore a backup"):
         refuse_changed_data(last, checkpoint["fingerprints"], fingerprints)
         for name, part in parts.items():
             part.load_state_dict(checkpoint[name])
-        return list(checkpoint["history"])
+        return checkpoint["history"]
 
 
 def summary(scores, dataset, class_counts):
@@ -333,6 +331,7 @@ def summary(scores, dataset, class_counts):
 
 
 def logged(line):
+    """The entries of a dictionary that LOGGED names, as far as it has them."""
     result = {}
     for name in LOGGED:
         if name in line:
@@ -354,6 +353,7 @@ def write_log(out, lines):
 
 
 def announce(settings, splits):
+    """Settings, recipe and data, for people."""
     print_once(" ".join(f"{name}={value}" for name, value in vars(settings).items()))
     if settings.note:
         print_once(f"recipe: {settings.note}")
