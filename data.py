@@ -33,8 +33,7 @@ class Dataset(torch.utils.data.Dataset):
         """paths (N,); targets int8 (N, K): 1 yes, 0 no, -1 unknown. `upright` applies EXIF
         rotation: on for your own images, off for published sets."""
         self.classes = classes
-        with explain_errors("the list of images", "file names must be UTF-8: rename the file"):
-            self.paths = np.asarray(paths, np.dtypes.StringDType())  # strings of any length
+        self.paths = np.asarray(paths, np.dtypes.StringDType())  # strings of any length
         self.targets = targets
         self.upright = upright
         self.transform = None
@@ -71,7 +70,7 @@ class Dataset(torch.utils.data.Dataset):
     def sample(self, count):
         """A fixed random subset of `count` samples, in the order of the list; count 0 is the whole
         Dataset. Random, because lists are often sorted by class."""
-        if count == 0 or count >= len(self):
+        if count == 0:
             return self
         order = np.random.default_rng(0).permutation(len(self))
         return self.subset(np.sort(order[:count]))
@@ -81,57 +80,41 @@ def load(name, root="", split="train", *, drop_unlabelled=False, difficult="igno
          download=False, check=True):
     """One split of a data set as a Dataset. Raises InputError.
 
-    name: see readers/; split: train, test, or val of your own images. `drop_unlabelled` leaves out
-    images without a positive label, in each split; `difficult` says how VOC's difficult objects
-    count at test time, ignored (-1) or negative; `long_tail` makes a training split long-tailed,
-    with this ratio of the most to the least frequent class (0: off); `download` fetches VOC and the
-    long-tailed lists; `check` refuses missing images.
+    name: see readers/; split: train, test, val of your own images, or server (tools/voc_server.py).
+    `drop_unlabelled` leaves out images without a positive label, in each split; `difficult` says
+    how VOC's difficult objects count at test time, ignored (-1) or negative; `long_tail` makes a
+    training split long-tailed, with this ratio of the most to the least frequent class (0: off);
+    `download` fetches VOC and the long-tailed lists; `check` refuses missing images.
     """
-    splits = ["train", "test"]
-    if name == "csv":
-        splits.append("val")
-    if name.startswith("voc2012"):
-        splits.append("server")
-    if name not in READERS:
-        raise InputError(f"no data set {name}: choose from {', '.join(READERS)}")
-    if split not in splits:
-        raise InputError(f"{name} has no split {split}: choose from {', '.join(splits)}")
+    if split not in split_names(name, root) and split != "server":
+        raise InputError(f"{name} has no split {split} in {root}")
     if long_tail != 0 and long_tail < 1:
         raise InputError(f"--long-tail {long_tail}: most / least frequent class must be at least 1")
-    drawn = name in ("scenes", "scenes-lt")  # without files
-    if not root and not drawn:
-        raise InputError(f"{name} needs --root, the folder that holds it")
+    if not name.startswith("scenes") and not os.path.isdir(root):  # scenes are drawn
+        raise InputError(f"{name} needs --root, the folder that holds it; {root} is not there")
     root = Path(root)
-    if download and name not in DOWNLOADS:
-        raise InputError(f"--download knows {', '.join(DOWNLOADS)}: put {name} into {root} by hand")
     if download:
         with explain_errors(f"--download of {name}", f"put it into {root} by hand"):
             DOWNLOADS[name](root)
-    if not drawn and not root.is_dir():
-        raise InputError(f"{name} needs --root, the folder that holds it; {root} is not there")
 
     classes, paths, targets = READERS[name](root, split)
-    if difficult == "negative" and name in HAVE_DIFFICULT and split == "test":
+    if difficult == "negative" and name in HAVE_DIFFICULT:
         targets = np.maximum(targets, 0)  # -1 becomes 0
     dataset = Dataset(classes, paths, targets, upright=name == "csv")
     if drop_unlabelled:
-        labelled = (targets == 1).any(axis=1)
-        dataset = dataset.subset(labelled)
+        dataset = dataset.subset((targets == 1).any(axis=1))
     if long_tail and split == "train":
         dataset = dataset.subset(long_tailed(dataset.targets, long_tail))
 
     if dataset.targets.size == 0:
-        raise InputError(f"{name} {split} in {root} is empty: {len(dataset)} images, "
-                         f"{len(classes)} classes")
+        raise InputError(f"{name} {split} in {root} is empty")
     if len(set(classes)) < len(classes):
-        raise InputError(f"{name} {split} in {root}: {len(classes)} classes with "
-                         f"{len(set(classes))} different names")
+        raise InputError(f"{name} in {root}: two classes have one name")
     if check:
         lost = missing(dataset.paths)
         if lost:
             raise InputError(f"{len(lost)} of {len(dataset)} listed images are missing, "
-                             f"{dataset.paths[lost[0]]} first: `python -m tools.check --data "
-                             f"{name} --root {root}` names them all")
+                             f"{dataset.paths[lost[0]]} first: `python -m tools.check` names all")
     return dataset
 
 
@@ -147,9 +130,6 @@ def load_splits(settings):
                              download=settings.download)
         if splits[split].classes != splits["train"].classes:
             raise InputError(f"{settings.data}: train and {split} have different classes")
-        if not (splits[split].targets == 1).any() and not settings.data.endswith("-server"):
-            raise InputError(f"{settings.data}: the {split} split has no positive label: every "
-                             "value is 0 or unknown")
     splits["train"] = splits["train"].sample(settings.limit)
     return splits
 
@@ -158,14 +138,11 @@ def label_warnings(dataset, split):
     """Sentences about classes whose labels may be mistaken."""
     warnings = []
     for value, what in ((1, "no positive image"), (0, "no negative image (-1 means unknown)")):
-        has_value = (dataset.targets == value).any(axis=0)
-        classes = [name for name, has in zip(dataset.classes, has_value) if not has]
-        if classes:
-            named = ", ".join(classes[:8])
-            if len(classes) > 8:
-                named += ", ..."
-            warnings.append(f"warning: {split}: {len(classes)} of {len(dataset.classes)} classes "
-                            f"have {what}: {named}")
+        lacking = np.flatnonzero((dataset.targets != value).all(axis=0))
+        if len(lacking) > 0:
+            names = ", ".join(dataset.classes[k] for k in lacking[:8])
+            warnings.append(f"warning: {split}: {len(lacking)} of {len(dataset.classes)} classes "
+                            f"have {what}: {names}")
     return warnings
 
 
@@ -177,10 +154,9 @@ def transform(image_size, augment=()):
 
     augment: some of crop, flip, cutout, randaugment. Raises InputError.
     """
-    known = ("crop", "flip", "cutout", "randaugment")
-    for name in augment:
-        if name not in known:
-            raise InputError(f"unknown augmentation {name}: choose from {', '.join(known)}")
+    unknown = set(augment) - {"crop", "flip", "cutout", "randaugment"}
+    if unknown:
+        raise InputError(f"--augment: no {unknown}: choose from crop, flip, cutout, randaugment")
     size = (image_size, image_size)
     steps = [v2.Resize(size)]
     if "crop" in augment:
@@ -230,7 +206,7 @@ def make_loader(dataset, settings, training):
     workers = settings.workers
     if workers < 0:
         workers = default_workers()
-    return DataLoader(dataset, batch_size=max(settings.batch_size // world_size(), 1),
+    return DataLoader(dataset, batch_size=settings.batch_size // world_size(),
                       sampler=sampler, drop_last=drop_last, num_workers=workers,
                       pin_memory=torch.cuda.is_available(),
                       generator=torch.Generator())  # it draws a seed per epoch: not from dropout's
@@ -248,10 +224,8 @@ class Normalize:
     """uint8 (B, 3, H, W) -> float on `device`: (images / 255 - mean) / std, per channel."""
 
     def __init__(self, mean, std, device):
-        mean = torch.tensor(mean, device=device)
-        std = torch.tensor(std, device=device)
-        self.mean = 255 * mean.view(3, 1, 1)
-        self.std = 255 * std.view(3, 1, 1)
+        self.mean = 255 * torch.tensor(mean, device=device).view(3, 1, 1)
+        self.std = 255 * torch.tensor(std, device=device).view(3, 1, 1)
 
     def __call__(self, images):
         images = images.to(self.mean.device, non_blocking=True)

@@ -38,7 +38,7 @@ from torch.optim.lr_scheduler import (
 )
 from torch.optim.swa_utils import get_ema_multi_avg_fn
 
-from data import HAVE_DIFFICULT, Normalize, label_warnings, load_splits, make_loader
+from data import Normalize, label_warnings, load_splits, make_loader
 from eval import metrics, predict
 from lib import distributed
 from lib.checkpoint import fingerprint, read_checkpoint, refuse_changed_data, save
@@ -46,6 +46,7 @@ from lib.distributed import is_main, print_once
 from lib.models import (
     batchnorms,
     import_method,
+    reported_weights,
     settings_for,
     starting_model,
     statistics_held,
@@ -53,7 +54,7 @@ from lib.models import (
 from lib.settings import read_command_line
 from readers.errors import InputError, explain_errors
 
-SHOWN = ("mAP", "head", "medium", "tail", "CF1", "OF1")  # after each epoch
+LOGGED = ("mAP", "head", "medium", "tail", "CF1", "OF1")  # after each epoch
 
 
 def train(method, settings):
@@ -61,9 +62,8 @@ def train(method, settings):
     device = distributed.start()  # under torchrun, one process per GPU
     world_size = distributed.world_size()
     amp_dtype = distributed.autocast_dtype(device, settings.amp)  # None: float32
-    check_machine(settings, device, world_size)
-    choose_output_folder(settings)
-    out = Path(settings.out)
+    check_processes(settings, world_size)
+    out = output_folder(settings)
     torch.manual_seed(settings.seed)
 
     # Data: the split that is tested after each epoch is val, where there is one.
@@ -77,16 +77,10 @@ def train(method, settings):
     class_counts = (train_set.targets == 1).sum(axis=0).tolist()
     normalize = Normalize(settings.mean, settings.std, device)
 
-    # Model, and the moving average of its weights (EMA).
+    # Model.
     resuming = settings.resume and (out / "last.pt").is_file()
     model = starting_model(method, settings, train_set.classes, load_weights=not resuming)
     model.to(device, memory_format=torch.channels_last)
-    average = None
-    if settings.ema > 0:
-        average = copy.deepcopy(model).requires_grad_(False)
-    reported, weights = model, "raw"  # the weights whose mAP is the result
-    if average is not None and settings.report == "ema":
-        reported, weights = average, "ema"
 
     # Loss, optimizer, learning rate.
     loss_function, reduction = choose_loss(method, settings, class_counts, len(train_set), device)
@@ -95,6 +89,17 @@ def train(method, settings):
     optimizer = make_optimizer(groups, settings)
     schedule = make_schedule(optimizer, settings, steps_per_epoch=len(train_loader))
     scaler = torch.amp.GradScaler(device.type, enabled=amp_dtype == torch.float16)
+    parts = {"model": model, "optimizer": optimizer, "schedule": schedule, "scaler": scaler}
+
+    # The moving average of the weights (EMA), and which weights' mAP is the result.
+    reported = model
+    weights = "raw"
+    if settings.ema > 0:
+        average = copy.deepcopy(model).requires_grad_(False)
+        parts["ema"] = average
+        if settings.report == "ema":
+            reported = average
+            weights = "ema"
 
     # What runs a training step.
     network = model
@@ -102,35 +107,28 @@ def train(method, settings):
         network = distributed.data_parallel(model, settings.image_size, device)
     if settings.compile:
         model.compile()  # in place, so `network` runs it too
-    norms_to_hold = []  # BatchNorms
-    if settings.grad_checkpointing:
-        norms_to_hold = batchnorms(model)
+    norms = batchnorms(model)
 
     # Continue an earlier run after its last whole epoch.
-    parts = {"model": model, "optimizer": optimizer, "schedule": schedule, "scaler": scaler}
-    if average is not None:
-        parts["ema"] = average
     fingerprints = {name: fingerprint(split, settings.root) for name, split in splits.items()}
     history = []
     if resuming:
         history = continue_run(out, parts, fingerprints)
-    with explain_errors(out, "choose another --out"):
-        out.mkdir(parents=True, exist_ok=True)
     first_line = {"settings": vars(settings), "torch": torch.__version__, "device": str(device),
                   "autocast": str(amp_dtype), "processes": world_size}
-    announce(settings, splits, first_line, history)
+    announce(settings, splits)
+    print_once(f"{world_size} x {device}, autocast {amp_dtype}, from epoch {len(history) + 1}")
     if is_main():
-        write_log(out / "log.jsonl", first_line, history)  # shows now whether OUT can be written
+        with explain_errors(out, "choose another --out"):
+            out.mkdir(parents=True, exist_ok=True)
+            write_log(out, [first_line] + history)  # shows now whether OUT can be written
 
-    start = time.time()
-    if history:
-        start = start - history[-1]["seconds"]
     for epoch in range(len(history), settings.epochs):
+        start = time.time()
         # Random numbers depend on seed, epoch and process rank, so --resume repeats them.
         train_loader.sampler.set_epoch(epoch)  # the order
         train_set.set_epoch(epoch)  # augmentations
-        dropout_seed = hash((settings.seed, epoch, distributed.rank()))  # the same in every run
-        torch.manual_seed(dropout_seed)
+        torch.manual_seed(hash((settings.seed, epoch, distributed.rank())))  # dropout
         network.train()
         if settings.freeze_bn:
             for norm in batchnorms(model.backbone):
@@ -144,9 +142,8 @@ def train(method, settings):
 
             # forward and backward, in micro-batches where memory is short
             step_loss = 0.0
-            micro_images = images.chunk(settings.accumulate)
-            micro_targets = targets.chunk(settings.accumulate)
-            for x, y in zip(micro_images, micro_targets):
+            for x, y in zip(images.chunk(settings.accumulate),
+                            targets.chunk(settings.accumulate)):
                 with torch.autocast(device.type, amp_dtype, enabled=amp_dtype is not None):
                     logits = network(x)  # (B, K)
                 loss = loss_function(logits, y)  # it converts half-precision logits to float32
@@ -156,7 +153,7 @@ def train(method, settings):
                 else:
                     loss = loss * world_size  # DistributedDataParallel takes the mean of gradients
                 # --grad-checkpointing runs the forward pass again here: not to be counted twice.
-                with statistics_held(norms_to_hold):
+                with statistics_held(norms):
                     scaler.scale(loss).backward()
                 step_loss = step_loss + loss.detach()
 
@@ -168,7 +165,7 @@ def train(method, settings):
             scaler.update()
             optimizer.zero_grad()
             schedule.step()
-            if average is not None:
+            if settings.ema > 0:
                 updates_done = epoch * len(train_loader) + step - 1
                 update_average(average, model, settings.ema, updates_done)
 
@@ -177,13 +174,11 @@ def train(method, settings):
             if step % 50 == 0 or step == len(train_loader):
                 mean_loss = float(total_loss) / step
                 if not math.isfinite(mean_loss):
-                    raise InputError(f"the loss is {mean_loss} in epoch {epoch + 1}, by step "
-                                     f"{step}, with lr {settings.lr}, amp {settings.amp}: lower "
-                                     "--lr, set --clip-grad, or --amp off")
+                    raise InputError(f"the loss is {mean_loss} in epoch {epoch + 1}: lower --lr, "
+                                     "set --clip-grad, or --amp off")
                 lr = optimizer.param_groups[0]["lr"]  # of the next step
                 print_once(f"epoch {epoch + 1}/{settings.epochs} step {step}/{len(train_loader)} "
-                           f"loss {mean_loss:.4f} lr {lr:.2e} "
-                           f"{time.time() - start:.0f} s")
+                           f"loss {mean_loss:.4f} lr {lr:.2e}")
 
         # Test.
         mean_loss = sum(distributed.gather(mean_loss)) / world_size
@@ -195,44 +190,38 @@ def train(method, settings):
 
         # Save and log.
         if is_main():
-            checkpoint = {"ema": None}  # where there is no average
+            checkpoint = {"ema": None, "history": history, "settings": vars(settings),
+                          "classes": train_set.classes, "class_counts": class_counts,
+                          "fingerprints": fingerprints}
             for name, part in parts.items():
                 checkpoint[name] = part.state_dict()
-            checkpoint["history"] = history
-            checkpoint["settings"] = vars(settings)
-            checkpoint["classes"] = train_set.classes
-            checkpoint["class_counts"] = class_counts
-            checkpoint["fingerprints"] = fingerprints
-            if monitor == "val" and best_of(history)["epoch"] == epoch + 1:
+            if monitor == "val" and best_of(history) is line:
                 save(checkpoint, out / "best.pt")
             save(checkpoint, out / "last.pt")
-            write_log(out / "log.jsonl", first_line, history)
-        print_once(f"epoch {epoch + 1}, {monitor}: {in_words(line)}")
+            write_log(out, [first_line] + history)
+        print_once(f"epoch {epoch + 1}, {monitor}: mAP {line['mAP']:.2f}, {line['seconds']:.0f} s")
 
     # The result. With a val split, the test split is used here, once, for the epoch that val chose.
-    best = best_of(history)
-    result = {"weights": weights, "seconds": time.time() - start,
-              f"best_mAP_on_{monitor}": best["mAP"], f"best_epoch_on_{monitor}": best["epoch"],
-              "checkpoint": str(out / "last.pt")}
-    tested = history[-1]
+    file = out / "last.pt"
+    result = logged(history[-1])
     if monitor == "val":
-        distributed.wait_for_all()  # the first process has written best.pt
-        result["checkpoint"] = str(out / "best.pt")
-        state = read_checkpoint(out / "best.pt")
-        model.load_state_dict(state["model"])
-        if average is not None:
-            average.load_state_dict(state["ema"])
+        file = out / "best.pt"
+        distributed.wait_for_all()  # the first process has written it
+        _, state = reported_weights(read_checkpoint(file))
+        reported.load_state_dict(state)
         test_loader = make_loader(splits["test"], settings, training=False)
         scores = predict(reported, test_loader, normalize, amp_dtype)
-        tested = summary(scores, splits["test"], class_counts)
-    for name in SHOWN:
-        if name in tested:
-            result[name] = tested[name]
+        result = summary(scores, splits["test"], class_counts)
+        best = best_of(history)
+        result["best_mAP_on_val"] = best["mAP"]
+        result["best_epoch_on_val"] = best["epoch"]
+    result["weights"] = weights
+    result["checkpoint"] = str(file)
+    result["seconds"] = sum(line["seconds"] for line in history)
     if is_main():
-        write_log(out / "log.jsonl", first_line, history + [result])
-    announce_result(result, best, monitor)
-    if settings.data in HAVE_DIFFICULT:
-        print_once(f"difficult objects of the test split: {settings.difficult}")
+        write_log(out, [first_line] + history + [result])
+    print_once(f"mAP {result['mAP']:.2f} (all-points AP) on test, {weights} weights: "
+               f"python eval.py --checkpoint {file}")
     return result
 
 
@@ -247,11 +236,9 @@ def make_optimizer(groups, settings):
     if settings.optimizer == "sgd":
         # Not fused: fused SGD fails where the scaler skips the first step.
         return SGD(groups, lr=settings.lr, momentum=0.9)
-    some_parameter = groups[0]["params"][0]
-    fused = some_parameter.device.type in ("cuda", "cpu")
     if settings.optimizer == "adam":
-        return Adam(groups, lr=settings.lr, fused=fused)
-    return AdamW(groups, lr=settings.lr, fused=fused)
+        return Adam(groups, lr=settings.lr, fused=True)
+    return AdamW(groups, lr=settings.lr, fused=True)
 
 
 def make_schedule(optimizer, settings, steps_per_epoch):
@@ -261,21 +248,15 @@ def make_schedule(optimizer, settings, steps_per_epoch):
     total_steps = epochs * steps_per_epoch
     if settings.schedule == "onecycle":
         peaks = [group["lr"] for group in optimizer.param_groups]
-        pct_start = settings.pct_start
-        if pct_start * total_steps == 1:  # torch would divide by 0, the rise's steps less one
-            pct_start = pct_start * (1 - 1e-6)
-        return OneCycleLR(optimizer, peaks, total_steps, pct_start=pct_start)
+        return OneCycleLR(optimizer, peaks, total_steps, pct_start=settings.pct_start)
 
     if settings.schedule == "step":
         decay = StepLR(optimizer, settings.decay_epochs * steps_per_epoch, gamma=0.1)
     else:
         decay = CosineAnnealingLR(optimizer, total_steps)
-    schedulers = [decay]
-    warmup_steps = round(settings.warmup_epochs * steps_per_epoch)
-    if warmup_steps > 1:
-        warmup = LinearLR(optimizer, 1 / warmup_steps, total_iters=warmup_steps - 1)
-        schedulers.append(warmup)
-    return ChainedScheduler(schedulers)  # their factors are multiplied
+    warmup_steps = max(round(settings.warmup_epochs * steps_per_epoch), 1)
+    warmup = LinearLR(optimizer, 1 / warmup_steps, total_iters=warmup_steps - 1)
+    return ChainedScheduler([decay, warmup])  # their factors are multiplied
 
 
 def choose_loss(method, settings, class_counts, num_images, device):
@@ -307,57 +288,54 @@ def floating_point_tensors(model):
 # ------------------------------------------------------------------------------ folder and messages
 
 
-def check_machine(settings, device, world_size):
-    """Refuses settings that this machine cannot run."""
+def check_processes(settings, world_size):
+    """Refuses settings that these processes cannot share."""
     if settings.batch_size % world_size:
         raise InputError(f"--batch-size {settings.batch_size} must be a multiple of {world_size} "
                          "processes")
-    if settings.batch_size // world_size < settings.accumulate:
-        raise InputError(f"--accumulate {settings.accumulate}: more micro-batches than images of a "
-                         "process")
-    if world_size > 1 and settings.download:
-        raise InputError("--download: run it first, in one process: python -m tools.check "
-                         "--download")
-    if settings.sync_bn and device.type != "cuda":
-        raise InputError("--sync-bn is for several GPUs")
+    if settings.download and world_size > 1:
+        raise InputError("--download: run it first, in one process: python -m tools.check")
 
 
-def choose_output_folder(settings):
+def output_folder(settings):
     """Sets settings.out where it is not given. A new run never writes over an earlier one."""
     if not settings.out:
         name = f"runs/{settings.model}-{settings.data}-{time.strftime('%Y%m%d-%H%M%S')}"
         names = distributed.gather(name)
         settings.out = names[0]  # all processes write to the folder of the first one
+    out = Path(settings.out)
     for name in ("last.pt", "best.pt", "log.jsonl"):
-        file = Path(settings.out, name)
-        if file.exists() and not settings.resume:
-            raise InputError(f"{file} exists: --resume continues its run, --out starts elsewhere")
+        if (out / name).exists() and not settings.resume:
+            raise InputError(f"{out / name} exists: --resume continues its run, --out starts "
+                             "elsewhere")
+    return out
 
 
 def continue_run(out, parts, fingerprints):
-    """Loads OUT/last.pt into the parts of a run. Returns the history."""
+    """Loads OUT/last.pt into the parts of a run. Returns the lines of its epochs."""
     last = out / "last.pt"
     checkpoint = read_checkpoint(last)
     with explain_errors(last, "damaged: start over, or restore a backup"):
         refuse_changed_data(last, checkpoint["fingerprints"], fingerprints)
         for name, part in parts.items():
             part.load_state_dict(checkpoint[name])
-        history = list(checkpoint["history"])
-    if "val" in fingerprints and not (out / "best.pt").is_file():
-        raise InputError(f"{out / 'best.pt'} is missing: with a val split, --resume needs it "
-                         "beside last.pt")
-    return history
+        return checkpoint["history"]
 
 
 def summary(scores, dataset, class_counts):
     """The metrics that are logged. mAP is nan where all labels are unknown (VOC 2012's test)."""
-    found = metrics(scores, dataset.targets, counts=class_counts)
-    result = {}
-    for name in SHOWN:
-        if name in found:
-            result[name] = found[name]
+    result = logged(metrics(scores, dataset.targets, counts=class_counts))
     if result["mAP"] is None:
         result["mAP"] = math.nan
+    return result
+
+
+def logged(line):
+    """The entries of a dictionary that LOGGED names, as far as it has them."""
+    result = {}
+    for name in LOGGED:
+        if name in line:
+            result[name] = line[name]
     return result
 
 
@@ -366,47 +344,23 @@ def best_of(history):
     return max(history, key=lambda line: line["mAP"])
 
 
-def write_log(path, first_line, lines):
+def write_log(out, lines):
     """Writes the whole log anew: so no epoch occurs twice after a kill and --resume."""
-    text = json.dumps(first_line) + "\n"
+    text = ""
     for line in lines:
         text += json.dumps(line) + "\n"
-    with explain_errors(path, "make room, then --resume"):
-        path.write_text(text)
+    (out / "log.jsonl").write_text(text)
 
 
-def announce(settings, splits, first_line, history):
-    sizes = ", ".join(f"{len(split)} {name}" for name, split in splits.items())
-    print_once(f"{settings.model} on {settings.data}: {sizes} images, "
-               f"{len(splits['train'].classes)} classes; {first_line['processes']} x "
-               f"{first_line['device']}, autocast {first_line['autocast']}; to {settings.out}, "
-               f"from epoch {len(history) + 1}")
-    if settings.resume and not history:
-        print_once("there is no last.pt yet: a new run")
+def announce(settings, splits):
+    """Settings, recipe and data, for people."""
     print_once(" ".join(f"{name}={value}" for name, value in vars(settings).items()))
     if settings.note:
         print_once(f"recipe: {settings.note}")
     for name, split in splits.items():
+        print_once(f"{name}: {len(split)} images, {len(split.classes)} classes")
         for warning in label_warnings(split, name):
             print_once(warning)
-
-
-def in_words(line):
-    text = ""
-    for name in SHOWN:
-        if name in line:
-            text += f"{name} {line[name]:.2f} "
-    return text.strip()
-
-
-def announce_result(result, best, monitor):
-    which = "the last epoch"
-    if monitor == "val":
-        which = f"epoch {best['epoch']}, the best on val"
-    print_once(f"mAP {result['mAP']:.2f} (all-points AP) on test, {result['weights']} weights "
-               f"after {which} (best on {monitor}: {best['mAP']:.2f} in epoch {best['epoch']}); "
-               f"{result['seconds']:.0f} s")
-    print_once(f"python eval.py --checkpoint {result['checkpoint']}")
 
 
 def main(argv=None):

@@ -7,26 +7,24 @@ is scaled by the width of the stage, not of a head.
 """
 import torch
 import torch.nn.functional as F
-from timm.layers import DropPath, calculate_drop_path_rates
-from timm.models import (
-    build_model_with_cfg,
-    checkpoint_seq,
-    generate_default_cfgs,
-    register_model,
-)
+from timm.layers import DropPath, Mlp, QuickGELU, calculate_drop_path_rates
+from timm.models import build_model_with_cfg, generate_default_cfgs, register_model
 from torch import nn
+from torch.utils.checkpoint import checkpoint
 
 
 class Projection(nn.Module):
-    """A depthwise convolution with BatchNorm: (B, d, H, W) -> (B, HW / stride^2, d)."""
+    """A depthwise convolution of a map, with BatchNorm; a class token bypasses it."""
 
     def __init__(self, d, stride):
         super().__init__()
         self.conv = nn.Conv2d(d, d, 3, stride, 1, groups=d, bias=False)
         self.bn = nn.BatchNorm2d(d)
 
-    def forward(self, x):
-        return self.bn(self.conv(x)).flatten(2).transpose(1, 2)
+    def forward(self, token, x):
+        """token (B, 1 or 0, d), x (B, d, H, W) -> (B, [1 +] HW / stride^2, d)"""
+        x = self.bn(self.conv(x)).flatten(2).transpose(1, 2)
+        return torch.cat([token, x], 1)
 
 
 class Attention(nn.Module):
@@ -45,13 +43,13 @@ class Attention(nn.Module):
         self.proj = nn.Linear(d, d)
 
     def forward(self, x, grid):
-        """x (B, [1 +] HW, d): a class token, if there is one, bypasses the convolutions."""
+        """x (B, [1 +] HW, d): a map, after a class token where there is one."""
         tokens = x.shape[1] - grid[0] * grid[1]  # 1 or 0
         token = x[:, :tokens]
-        cells = x[:, tokens:].transpose(1, 2).unflatten(2, grid)  # (B, d, H, W)
-        q = self.proj_q(torch.cat([token, self.conv_proj_q(cells)], 1))
-        k = self.proj_k(torch.cat([token, self.conv_proj_k(cells)], 1))
-        v = self.proj_v(torch.cat([token, self.conv_proj_v(cells)], 1))
+        x = x[:, tokens:].transpose(1, 2).unflatten(2, grid)  # (B, d, H, W)
+        q = self.proj_q(self.conv_proj_q(token, x))
+        k = self.proj_k(self.conv_proj_k(token, x))
+        v = self.proj_v(self.conv_proj_v(token, x))
         x = F.scaled_dot_product_attention(self.split_heads(q), self.split_heads(k),
                                            self.split_heads(v), scale=self.scale)
         return self.proj(x.transpose(1, 2).flatten(2))
@@ -61,24 +59,13 @@ class Attention(nn.Module):
         return x.unflatten(2, (self.heads, -1)).transpose(1, 2)
 
 
-class MLP(nn.Module):
-    def __init__(self, d):
-        super().__init__()
-        self.fc1 = nn.Linear(d, 4 * d)
-        self.fc2 = nn.Linear(4 * d, d)
-
-    def forward(self, x):
-        x = self.fc1(x)
-        return self.fc2(x * torch.sigmoid(1.702 * x))
-
-
 class Block(nn.Module):
     def __init__(self, d, heads, drop_path):
         super().__init__()
         self.norm1 = nn.LayerNorm(d)
         self.norm2 = nn.LayerNorm(d)
         self.attn = Attention(d, heads)
-        self.mlp = MLP(d)
+        self.mlp = Mlp(d, 4 * d, act_layer=QuickGELU)
         self.drop_path = DropPath(drop_path)
 
     def forward(self, x, grid):
@@ -114,12 +101,11 @@ class Stage(nn.Module):
         x, grid = self.patch_embed(x)
         if self.cls_token is not None:
             x = torch.cat([self.cls_token.expand(x.shape[0], -1, -1), x], 1)
-        blocks = [lambda x, block=block: block(x, grid) for block in self.blocks]
-        if self.grad_checkpointing and self.training:
-            x = checkpoint_seq(blocks, x)
-        else:
-            for block in blocks:
-                x = block(x)
+        for block in self.blocks:
+            if self.grad_checkpointing and self.training:
+                x = checkpoint(block, x, grid, use_reentrant=False)
+            else:
+                x = block(x, grid)
         return x[:, -grid[0] * grid[1]:].transpose(1, 2).unflatten(2, grid)
 
 
@@ -129,14 +115,15 @@ class CvT(nn.Module):
     def __init__(self, num_classes=0, global_pool="", in_chans=3, widths=(192, 768, 1024),
                  heads=(3, 12, 16), blocks=(2, 2, 20), drop_path=(0., 0., 0.3)):
         super().__init__()
-        embed0 = Embedding(in_chans, widths[0], kernel=7, stride=4, padding=2)
-        embed1 = Embedding(widths[0], widths[1], kernel=3, stride=2, padding=1)
-        embed2 = Embedding(widths[1], widths[2], kernel=3, stride=2, padding=1)
-        self.stage0 = Stage(embed0, widths[0], heads[0], blocks[0], drop_path[0])
-        self.stage1 = Stage(embed1, widths[1], heads[1], blocks[1], drop_path[1])
-        self.stage2 = Stage(embed2, widths[2], heads[2], blocks[2], drop_path[2], with_token=True)
-        self.norm = nn.LayerNorm(widths[2])
-        self.num_features = widths[2]
+        d0, d1, d2 = widths
+        embed0 = Embedding(in_chans, d0, kernel=7, stride=4, padding=2)
+        embed1 = Embedding(d0, d1, kernel=3, stride=2, padding=1)
+        embed2 = Embedding(d1, d2, kernel=3, stride=2, padding=1)
+        self.stage0 = Stage(embed0, d0, heads[0], blocks[0], drop_path[0])
+        self.stage1 = Stage(embed1, d1, heads[1], blocks[1], drop_path[1])
+        self.stage2 = Stage(embed2, d2, heads[2], blocks[2], drop_path[2], with_token=True)
+        self.norm = nn.LayerNorm(d2)
+        self.num_features = d2
         self.num_classes = 0
 
     def set_grad_checkpointing(self, enable=True):
@@ -150,8 +137,7 @@ class CvT(nn.Module):
     forward = forward_features
 
 
-default_cfgs = generate_default_cfgs({"cvt_w24": {
-    "input_size": (3, 384, 384), "mean": (0.485, 0.456, 0.406), "std": (0.229, 0.224, 0.225)}})
+default_cfgs = generate_default_cfgs({"cvt_w24": {}})  # mean and std are timm's defaults
 
 
 @register_model

@@ -3,31 +3,26 @@
 Two operations are drawn out of 15, each with a random magnitude of 1 to 9; each is applied with
 probability 1/2. Random numbers are torch's.
 """
-import numpy as np
 import torch
 from PIL import Image, ImageEnhance, ImageOps
+from torchvision.transforms.v2.functional import pil_to_tensor, to_pil_image
 
 GRAY = (128, 128, 128)
 
 
 def randaugment(image):
     """uint8 (3, H, W) -> uint8 (3, H, W)."""
-    operations = list(OPERATIONS.values())
-    pillow_image = None  # converted only where an operation is applied
+    image = to_pil_image(image)
     for _ in range(2):
         if random_integer(2) == 0:
             continue
-        operation, lowest, highest, signed = operations[random_integer(15)]
+        operation, strongest, signed = OPERATIONS[random_integer(15)]
         magnitude = 1 + random_integer(9)
-        value = lowest + (highest - lowest) * magnitude / 9
+        value = strongest * magnitude / 9
         if signed and random_integer(2) == 0:
             value = -value
-        if pillow_image is None:
-            pillow_image = Image.fromarray(image.permute(1, 2, 0).numpy())
-        pillow_image = operation(pillow_image, value)
-    if pillow_image is None:
-        return image
-    return torch.from_numpy(np.array(pillow_image)).permute(2, 0, 1)
+        image = operation(image, value)
+    return pil_to_tensor(image)
 
 
 def random_integer(n):
@@ -47,12 +42,12 @@ def equalize(image, _):
     return ImageOps.equalize(image)
 
 
-def posterize(image, bits):
-    return ImageOps.posterize(image, round(bits))
+def posterize(image, lost_bits):
+    return ImageOps.posterize(image, round(8 - lost_bits))
 
 
-def solarize(image, threshold):
-    return ImageOps.solarize(image, threshold)
+def solarize(image, value):
+    return ImageOps.solarize(image, 256 - value)
 
 
 def small_cutout(image, side):
@@ -69,23 +64,23 @@ def rotate(image, degrees):
 
 
 def shear_x(image, value):
-    matrix = (1, value, 0, 0, 1, 0)
-    return image.transform(image.size, Image.AFFINE, matrix, Image.BICUBIC, fillcolor=GRAY)
+    return affine(image, (1, value, 0, 0, 1, 0), Image.BICUBIC)
 
 
 def shear_y(image, value):
-    matrix = (1, 0, 0, value, 1, 0)
-    return image.transform(image.size, Image.AFFINE, matrix, Image.BICUBIC, fillcolor=GRAY)
+    return affine(image, (1, 0, 0, value, 1, 0), Image.BICUBIC)
 
 
 def translate_x(image, share):
-    matrix = (1, 0, share * image.width, 0, 1, 0)
-    return image.transform(image.size, Image.AFFINE, matrix, fillcolor=GRAY)
+    return affine(image, (1, 0, share * image.width, 0, 1, 0))
 
 
 def translate_y(image, share):
-    matrix = (1, 0, 0, 0, 1, share * image.height)
-    return image.transform(image.size, Image.AFFINE, matrix, fillcolor=GRAY)
+    return affine(image, (1, 0, 0, 0, 1, share * image.height))
+
+
+def affine(image, matrix, resample=Image.NEAREST):
+    return image.transform(image.size, Image.AFFINE, matrix, resample, fillcolor=GRAY)
 
 
 def color(image, change):
@@ -104,20 +99,20 @@ def brightness(image, change):
     return ImageEnhance.Brightness(image).enhance(1 + change)
 
 
-OPERATIONS = {  # name: (operation, its value at magnitude 0, at magnitude 9, with a random sign)
-    "Invert": (invert, 0, 0, False),
-    "AutoContrast": (autocontrast, 0, 0, False),
-    "Equalize": (equalize, 0, 0, False),
-    "Posterize": (posterize, 8, 4, False),
-    "Solarize": (solarize, 256, 0, False),
-    "Cutout": (small_cutout, 0, 20, False),
-    "Rotate": (rotate, 0, 30, False),
-    "ShearX": (shear_x, 0, 0.3, True),
-    "ShearY": (shear_y, 0, 0.3, True),
-    "TranslateX": (translate_x, 0, 150 / 331, True),
-    "TranslateY": (translate_y, 0, 150 / 331, True),
-    "Color": (color, 0, 0.9, True),
-    "Contrast": (contrast, 0, 0.9, True),
-    "Sharpness": (sharpness, 0, 0.9, True),
-    "Brightness": (brightness, 0, 0.9, True),
-}
+OPERATIONS = [  # (operation, its value at magnitude 9, with a random sign)
+    (invert, 0, False),
+    (autocontrast, 0, False),
+    (equalize, 0, False),
+    (posterize, 4, False),
+    (solarize, 256, False),
+    (small_cutout, 20, False),
+    (rotate, 30, False),
+    (shear_x, 0.3, True),
+    (shear_y, 0.3, True),
+    (translate_x, 150 / 331, True),
+    (translate_y, 150 / 331, True),
+    (color, 0.9, True),
+    (contrast, 0.9, True),
+    (sharpness, 0.9, True),
+    (brightness, 0.9, True),
+]

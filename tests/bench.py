@@ -68,8 +68,8 @@ def cut_out(image):
 def plain_randaugment(image):
     """The same operations on a Pillow image, with Python's random numbers."""
     for _ in range(2):
-        operation, low, high, signed = random.choice(list(OPERATIONS.values()))
-        value = low + (high - low) * random.randint(1, 9) / 9
+        operation, strongest, signed = random.choice(OPERATIONS)
+        value = strongest * random.randint(1, 9) / 9
         if random.random() < 0.5:
             image = operation(image, random.choice((1, -1)) * value if signed else value)
     return image

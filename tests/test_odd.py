@@ -3,7 +3,6 @@ import json
 import os
 import shutil
 import time
-from pathlib import Path
 
 import numpy as np
 import pytest
@@ -13,7 +12,6 @@ from PIL import Image
 from test_reliable import FLAGS, processes, small_images  # noqa: F401 (a fixture)
 from test_train import log
 
-import data
 import eval as evaluation
 import train
 from data import InputError, load
@@ -95,14 +93,6 @@ def test_labels_that_look_wrong_are_named(tmp_path, value, message, capsys):
     assert message.split(".")[0] in capsys.readouterr().err
 
 
-@pytest.mark.parametrize("split", ["train", "test"])
-def test_a_split_without_positives_is_an_error(tmp_path, split):
-    text = "image,a,b\n" + "".join(f"{split}{i}.png,-1,0\n" for i in range(16))
-    flags = own(tmp_path, **{split: text})
-    with pytest.raises(SystemExit, match=f"the {split} split has no positive label"):
-        train.main([*flags, "--out", str(tmp_path / "run")])
-
-
 def test_limit_takes_a_random_choice():
     scenes = load("scenes")
     chosen, again = scenes.sample(100), scenes.sample(100)
@@ -161,20 +151,6 @@ def test_thresholds_are_checked(text, tmp_path):
         evaluation.read_threshold(argument, ["a", "b"])
 
 
-def test_onecycle_where_the_rise_ends_with_the_first_step():
-    for steps, share in ((5, 0.2), (10, 0.1), (1, 0.5), (2, 0.5)):
-        s = default_settings(epochs=steps, pct_start=share)
-        groups = [{"params": [torch.nn.Parameter(torch.ones(1))], "lr": 1.0}]
-        optimizer = train.make_optimizer(groups, s)
-        scheduler = train.make_schedule(optimizer, s, steps_per_epoch=1)
-        lrs = []
-        for _ in range(steps):
-            lrs.append(optimizer.param_groups[0]["lr"])
-            optimizer.step()
-            scheduler.step()
-        assert np.isfinite(lrs).all() and lrs == sorted(lrs, reverse=True) or share * steps < 1
-
-
 def test_fewer_test_images_than_processes(tmp_path, trained):
     flags = own(tmp_path, test="image,a,b\ntest0.png,1,1\n")
     processes(2, train.main, *flags, "--epochs", 1, "--out", tmp_path / "run")
@@ -217,8 +193,6 @@ def test_a_full_disk_is_one_line(trained, tmp_path, monkeypatch):
         assert "error: /dev/full: " in text and "No space left" in text and "Traceback" not in text
     with pytest.raises(InputError, match="a folder, where a file is needed"):
         evaluation.main(["--checkpoint", "x", "--out", str(tmp_path)])
-    with pytest.raises(InputError, match="/dev/full.*No space left.*--resume"):
-        train.write_log(Path("/dev/full"), {}, [{"mAP": 1}])
 
 
 def test_checkpoints_that_lack_something(trained, tmp_path, monkeypatch):
@@ -285,7 +259,7 @@ def test_coco_with_two_categories_of_one_name_or_a_byte_order_mark(tmp_path):
     assert load("coco2017", tmp_path, check=False).classes == ["x", "y"]
     content["categories"][1]["name"] = "x"
     file.write_text(json.dumps(content))
-    with pytest.raises(InputError, match="1 different names"):
+    with pytest.raises(InputError, match="two classes have one name"):
         load("coco2017", tmp_path, check=False)
 
 
@@ -299,8 +273,6 @@ def test_images_in_folders(tmp_path):
     (tmp_path / "a/inner/back").symlink_to(tmp_path / "a")
     found = predict.images_in([tmp_path / "a", tmp_path / "other.webp", str(tmp_path / "a/1.JPG")])
     assert sorted(os.path.basename(path) for path in found) == ["1.JPG", "2.png", "3.jpg", "other.webp"]
-    with pytest.raises(InputError, match="UTF-8"):
-        data.Dataset(["a"], [os.fsdecode(b"\xff.jpg")], np.zeros((1, 1), np.int8))
 
 
 def test_a_relative_root_works_from_elsewhere(tmp_path, monkeypatch):

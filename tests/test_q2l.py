@@ -311,8 +311,6 @@ def test_released_swin_converts():
     fresh.load_state_dict(convert("q2l", state), strict=True)
     images = torch.randn(1, 3, 224, 224)
     torch.testing.assert_close(fresh(images), model(images))
-    with pytest.raises(ValueError, match="neither.*CvT"):
-        convert("q2l", {"backbone.0.odd.weight": torch.zeros(1)})
 
 
 @pytest.mark.slow

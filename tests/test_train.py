@@ -163,7 +163,7 @@ def test_a_loss_that_is_not_finite_stops_the_run(tmp_path, capsys, monkeypatch):
         calls.append(1)
         return loss(logits, targets) * (math.nan if len(calls) == 7 else 1)
     monkeypatch.setattr(csra, "loss", explode)
-    with pytest.raises(SystemExit, match="the loss is nan in epoch 2, by step 4, with lr 0.003"):
+    with pytest.raises(SystemExit, match="the loss is nan in epoch 2: lower --lr"):
         train.main(["--model", "csra", *map(str, QUICK), "--epochs", "3", "--out", str(tmp_path)])
     assert len(torch.load(tmp_path / "last.pt", weights_only=True)["history"]) == 1
 
@@ -177,7 +177,7 @@ def test_a_loss_that_is_not_finite_stops_the_run(tmp_path, capsys, monkeypatch):
     (("--epochs", "many"), "--epochs"), (("--schedule-epochs", 3), "--schedule-epochs 0"),
     (("--image-size", "-1"), "image-size"), (("--mean", "0.5,0.5"), "three_numbers"),
     (("--std", "a,b,c"), "--std"), (("--seed", -1), "--seed: -1"), (("--ema", 1), "--ema: the decay"),
-    (("--lr", -1), "--lr"), (("--accumulate", 99), "micro-batch"),
+    (("--lr", -1), "--lr"),
     (("--output-stride", 5), "csra, backbone"), (("--schedule", "flat"), "onecycle")])
 def test_wrong_flags_are_named(flags, message, tmp_path, capsys):
     with pytest.raises(SystemExit) as stop:
