@@ -42,7 +42,7 @@ def average_precision(scores, targets, kind="all-points"):
     scores = np.asarray(scores, np.float64)
     targets = np.asarray(targets)
     if kind not in KINDS:
-        raise ValueError(f"kind {kind!r}: choose from {', '.join(KINDS)}")
+        raise ValueError(f"kind {kind!r}: choose from {KINDS}")
     if scores.ndim != 2 or scores.shape != targets.shape:
         raise ValueError(f"scores {scores.shape}, targets {targets.shape}: both must be (N, K)")
     if np.isnan(scores).any():
@@ -53,27 +53,31 @@ def average_precision(scores, targets, kind="all-points"):
 
 def average_precision_of_class(scores, targets, kind):
     """AP of one class; scores, targets (N,)."""
-    known = targets >= 0
-    order = np.argsort(-scores[known])
-    scores = scores[known][order]
-    positive = targets[known][order] == 1
-    if not positive.any():
+    _, images, positives = count_by_score(scores, targets)
+    total = positives.sum()
+    if total == 0:
         return np.nan
-
-    # Precision is taken where the score changes, so the order of equal scores does not matter.
-    last_of_equals = np.append(scores[1:] != scores[:-1], True)
-    true_positives = positive.cumsum()[last_of_equals]
-    predicted = np.arange(1, len(scores) + 1)[last_of_equals]
-    precision = true_positives / predicted
-    total = true_positives[-1]
+    true_positives = positives.cumsum()
+    precision = true_positives / images.cumsum()
     if kind != "all-points":
         precision = np.maximum.accumulate(precision[::-1])[::-1]  # the envelope
     if kind == "11-point":
-        # For t = 0..10 the first place with TP / total >= t / 10; in integers, without rounding.
+        # For t = 0..10 the first place with TP / total >= t / 10; without division, so exact.
         places = np.searchsorted(10 * true_positives, total * np.arange(11))
         return precision[places].mean()
-    new_positives = np.diff(true_positives, prepend=0)
-    return (precision * new_positives).sum() / total
+    return (precision * positives).sum() / total
+
+
+def count_by_score(scores, targets):
+    """The different scores, from the highest; the numbers of images and of positives with each.
+
+    scores, targets (N,). Unknown targets (-1) are left out. Equal scores are one entry: so their
+    order does not matter.
+    """
+    known = targets >= 0
+    levels, index, images = np.unique(-scores[known], return_inverse=True, return_counts=True)
+    positives = np.bincount(index, targets[known] == 1)
+    return -levels, images, positives
 
 
 def metrics(scores, targets, threshold=0.5, kind="all-points", counts=None):
@@ -95,42 +99,41 @@ def metrics(scores, targets, threshold=0.5, kind="all-points", counts=None):
     ap = 100 * average_precision(scores, targets, kind)
     positive = targets == 1
     known = targets >= 0
-    has_positives = positive.any(axis=0)
+    positives = positive.sum(axis=0)  # (K,)
+    counted = positives > 0  # the classes in the means
+    classes = max(counted.sum(), 1)
     result = {"mAP": mean_of(ap)}
     if counts is not None and min(counts) < 100:
-        for group, classes in head_medium_tail(counts).items():
-            if has_positives[classes].any():
-                result[group] = mean_of(ap[classes])
+        for group, members in head_medium_tail(counts).items():
+            if counted[members].any():
+                result[group] = mean_of(ap[members])
 
     above = scores > threshold
     for suffix, chosen in (("", above), ("_3", above & in_top_3(scores))):
-        predicted = chosen & known
-        correct = predicted & positive
-        precision = correct.sum(axis=0) / np.maximum(predicted.sum(axis=0), 1)  # (K,)
-        recall = correct.sum(axis=0) / np.maximum(positive.sum(axis=0), 1)
-        classes = max(has_positives.sum(), 1)
-        cp = 100 * precision[has_positives].sum() / classes
-        cr = 100 * recall[has_positives].sum() / classes
+        predicted = (chosen & known).sum(axis=0)  # (K,)
+        correct = (chosen & positive).sum(axis=0)
+        precision = correct / np.maximum(predicted, 1)
+        recall = correct / np.maximum(positives, 1)
+        cp = 100 * precision[counted].sum() / classes
+        cr = 100 * recall[counted].sum() / classes
         op = 100 * correct.sum() / max(predicted.sum(), 1)
-        o_r = 100 * correct.sum() / max(positive.sum(), 1)
+        o_r = 100 * correct.sum() / max(positives.sum(), 1)
         result["CP" + suffix] = float(cp)
         result["CR" + suffix] = float(cr)
         result["CF1" + suffix] = f1(cp, cr)
         result["OP" + suffix] = float(op)
         result["OR" + suffix] = float(o_r)
         result["OF1" + suffix] = f1(op, o_r)
-    result["AP"] = [None if np.isnan(value) else float(value) for value in ap]
-    result["positives"] = positive.sum(axis=0).tolist()
+    result["AP"] = np.where(counted, ap, None).tolist()
+    result["positives"] = positives.tolist()
     return result
 
 
 def head_medium_tail(counts):
     """The indices of head (n >= 100 training images), medium (n >= 20) and tail classes."""
-    counts = np.asarray(counts)
-    head = counts >= 100
-    tail = counts < 20
-    return {"head": np.flatnonzero(head), "medium": np.flatnonzero(~head & ~tail),
-            "tail": np.flatnonzero(tail)}
+    group = np.digitize(counts, [20, 100])
+    return {"head": np.flatnonzero(group == 2), "medium": np.flatnonzero(group == 1),
+            "tail": np.flatnonzero(group == 0)}
 
 
 def in_top_3(scores):

@@ -9,7 +9,7 @@ from pathlib import Path
 
 import numpy as np
 
-from eval import Evaluation, refuse_unwritable
+from eval import Evaluation, count_by_score, refuse_unwritable
 from lib import distributed
 from lib.settings import integer
 from readers import READERS
@@ -19,25 +19,16 @@ from readers.errors import explain_errors
 def best_threshold(scores, targets):
     """The threshold of best F1 for scores, targets (N,), midway between two scores; 0.5 without
     positives. Unknown targets (-1) are ignored."""
-    known = targets >= 0
-    order = np.argsort(-scores[known])
-    scores = scores[known][order]
-    positive = targets[known][order] == 1
-    if not positive.any():
+    levels, images, positives = count_by_score(scores, targets)
+    total = positives.sum()
+    if total == 0:
         return 0.5
-    predicted = np.arange(1, len(scores) + 1)
-    f1 = 2 * positive.cumsum() / (predicted + positive.sum())
-    f1[:-1][scores[1:] == scores[:-1]] = 0  # no threshold separates equal scores
+    f1 = 2 * positives.cumsum() / (images.cumsum() + total)
     best = f1.argmax()
-    above = scores[best]
-    if best + 1 < len(scores):
-        below = scores[best + 1]
-    else:
-        below = 0.0 if above > 0 else -1.0
-    middle = (above + below) / 2
-    if middle < above:
-        return float(middle)
-    return float(below)  # the two are neighboring numbers
+    above = levels[best]
+    below = np.append(levels, 0.0)[best + 1]
+    highest = np.nextafter(above, -1)  # below `above`, where the two are neighbors or 0
+    return float(min((above + below) / 2, highest))
 
 
 def main(argv=None):
