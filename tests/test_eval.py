@@ -209,7 +209,7 @@ def test_table_scores_and_back(checkpoint, tmp_path, capsys):
         assert f"{name} {table[name]:.2f}" in text
     assert "20 images" in text and "envelope AP, threshold 0.501" in text
     empty = [n for n, count in zip(scenes.classes, scenes.targets.sum(0)) if not count]
-    assert f"left out of the means: {', '.join(empty) or 'none'}" in text
+    assert re.findall(r"(\w+ \w+) +nan AP +0 positives", text) == empty
     with np.load(tmp_path / "s.npz") as saved:  # README's way to score again
         again = metrics(saved["scores"], saved["targets"], 0.501, "envelope")
     assert again["mAP"] == table["mAP"] and again["AP"] == table["AP"]
@@ -338,8 +338,8 @@ def test_where_nothing_can_be_written_is_said_before_the_work(checkpoint, tmp_pa
         voc_server.main(["--checkpoint", str(file), "--root", "x", "--out", inside])
     with pytest.raises(InputError, match="choose another place to write to"):
         thresholds.main(["--checkpoint", str(file), "--split", "train", "--out", inside])
-    for flags in (("--out", file), ("--scores", file), ("--out", "x", "--scores", "x")):
-        with pytest.raises(InputError, match="by another flag"):
+    for flags in (("--out", file), ("--scores", file)):
+        with pytest.raises(InputError, match="it is the checkpoint"):
             call("--checkpoint", file, *flags)
     with pytest.raises(SystemExit):
         call("--checkpoint", file, "--limit", -5)
