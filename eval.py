@@ -357,7 +357,7 @@ def print_table(result):
 
 
 def read_threshold(text, classes):
-    """--threshold, a number or a file of tools/thresholds.py -> an array (K,). Raises InputError."""
+    """--threshold, a number or a file of tools/thresholds.py -> (K,). Raises InputError."""
     remedy = "a number in [0, 1] is needed, or a file of tools.thresholds for these classes"
     with explain_errors(f"--threshold {text}", remedy):
         values = text

@@ -41,7 +41,7 @@ def open_checkpoint(path, weights=None, image_size=None):
 
 
 def images_in(paths):
-    """The files among `paths`, and the images in the folders among them and in their sub-folders."""
+    """The files among `paths`, and the images in the folders among them, sub-folders included."""
     files = []
     for path in paths:
         if not Path(path).is_dir():
@@ -60,7 +60,8 @@ def main(argv=None):
     """Returns whether an image could not be read."""
     parser = checkpoint_parser(__doc__)
     flag = parser.add_argument
-    flag("images", nargs="+", metavar="IMAGE_OR_FOLDER", help="files, and folders of JPEG, PNG, WebP, TIFF or BMP")
+    flag("images", nargs="+", metavar="IMAGE_OR_FOLDER",
+         help="files, and folders of JPEG, PNG, WebP, TIFF or BMP")
     flag("--threshold", default="0.5", help="a number, or a file of python -m tools.thresholds")
     flag("--image-size", type=integer(1), help="default: the size used in training")
     flag("--json", action="store_true", help="print a JSON object per line")
