@@ -5,7 +5,7 @@ AP has three definitions in use, up to two points apart, so every table must say
     envelope     the same, with the best precision at this recall or a higher one (Q2L)
     11-point     the mean of the envelope at recall 0, 0.1, ..., 1 (PASCAL VOC 2007)
 The first is the default. Unknown entries (-1) are ignored. A class without positives has no AP: it
-is left out of every mean over classes, and listed.
+is left out of every mean over classes, and the table says nan.
 
 Run: python eval.py --checkpoint OUT/last.pt [--data NAME --root DIR --split test]
 """
@@ -137,10 +137,9 @@ def head_medium_tail(counts):
 
 def in_top_3(scores):
     """(N, K) -> whether a score is among the three highest of its image."""
-    highest = np.argsort(-scores, axis=1, kind="stable")[:, :3]
-    result = np.zeros(scores.shape, bool)
-    np.put_along_axis(result, highest, True, axis=1)
-    return result
+    order = np.argsort(-scores, axis=1, kind="stable")
+    ranks = np.argsort(order, axis=1)  # 0 is the highest
+    return ranks < 3
 
 
 def mean_of(values):
@@ -181,7 +180,7 @@ def predict(model, loader, normalize, amp_dtype, flip=False):
 
     logits = torch.cat(all_logits, dim=1).cpu().double()  # a float32 sigmoid rounds to 1
     own_scores = logits.sigmoid().mean(0).numpy()
-    scores = np.zeros((len(loader.dataset), len(loader.dataset.classes)))
+    scores = np.zeros(loader.dataset.targets.shape)
     for rank, part in enumerate(distributed.gather(own_scores)):  # the order of make_loader
         scores[rank::distributed.world_size()] = part
     bad = np.isnan(scores).any(axis=1).sum()
@@ -199,8 +198,7 @@ def at_size(model, size):
         backbone = getattr(model, "backbone", None)
         if hasattr(backbone, "set_input_size"):
             backbone.set_input_size((size, size))
-        with torch.no_grad():
-            model.eval()(torch.zeros(1, 3, size, size))  # fails if the size does not fit
+        model(torch.zeros(1, 3, size, size))  # fails if the size does not fit
     return model
 
 
@@ -339,10 +337,11 @@ def main(argv=None):
     result["images"] = len(scores)
     print_table(result)
     if args.out:
-        with explain_errors(args.out, "make room, or choose another place to write to"):
-            Path(args.out).write_text(json.dumps(result))
+        Path(args.out).write_text(json.dumps(result))
     if args.scores:
-        write_scores(args.scores, scores, dataset)
+        with open(args.scores, "wb") as file:
+            np.savez_compressed(file, scores=scores, targets=dataset.targets,
+                                classes=dataset.classes, paths=dataset.paths.tolist())
 
 
 def print_table(result):
@@ -381,14 +380,6 @@ def check_output(path, checkpoint):
             raise FileExistsError("it is the checkpoint")
         Path(path).parent.mkdir(parents=True, exist_ok=True)
         open(path, "a").close()
-
-
-def write_scores(path, scores, dataset):
-    """scores and targets (N, K), classes, paths, as numpy's npz."""
-    remedy = "make room, or choose another place to write to"
-    with explain_errors(path, remedy), open(path, "wb") as file:
-        np.savez_compressed(file, scores=scores, targets=dataset.targets, classes=dataset.classes,
-                            paths=dataset.paths.tolist())
 
 
 if __name__ == "__main__":

@@ -19,8 +19,7 @@ def contact_sheet(image, maps, captions, each_head=False):
     `each_head`: a row per class, with an overlay for each of its layers and heads.
     """
     height = round(WIDTH * image.height / image.width)
-    height = np.clip(height, 1, 4 * WIDTH)  # a strip is squashed
-    image = image.resize((WIDTH, int(height)))
+    image = image.resize((WIDTH, min(height, 4 * WIDTH)))  # a strip is squashed
     columns = 6
     tiles = []
     if each_head:
