@@ -5,14 +5,13 @@ AP has three definitions in use, up to two points apart, so every table must say
     envelope     the same, with the best precision at this recall or a higher one (Q2L)
     11-point     the mean of the envelope at recall 0, 0.1, ..., 1 (PASCAL VOC 2007)
 The first is the default. Unknown entries (-1) are ignored. A class without positives has no AP: it
-is left out of every mean over classes, and listed.
+is left out of every mean over classes, and the table says nan.
 
 Run: python eval.py --checkpoint OUT/last.pt [--data NAME --root DIR --split test]
 """
 import argparse
 import copy
 import json
-import os
 import sys
 from pathlib import Path
 
@@ -20,7 +19,7 @@ import numpy as np
 import torch
 from torch import nn
 
-from data import HAVE_DIFFICULT, Dataset, Normalize, label_warnings, load, make_loader
+from data import Dataset, Normalize, label_warnings, load, make_loader
 from lib import distributed
 from lib.checkpoint import read_checkpoint
 from lib.models import import_method, model_of, reported_weights
@@ -43,7 +42,7 @@ def average_precision(scores, targets, kind="all-points"):
     scores = np.asarray(scores, np.float64)
     targets = np.asarray(targets)
     if kind not in KINDS:
-        raise ValueError(f"kind {kind!r}: choose from {', '.join(KINDS)}")
+        raise ValueError(f"kind {kind!r}: choose from {KINDS}")
     if scores.ndim != 2 or scores.shape != targets.shape:
         raise ValueError(f"scores {scores.shape}, targets {targets.shape}: both must be (N, K)")
     if np.isnan(scores).any():
@@ -54,27 +53,31 @@ def average_precision(scores, targets, kind="all-points"):
 
 def average_precision_of_class(scores, targets, kind):
     """AP of one class; scores, targets (N,)."""
-    known = targets >= 0
-    order = np.argsort(-scores[known])
-    scores = scores[known][order]
-    positive = targets[known][order] == 1
-    if not positive.any():
+    _, images, positives = count_by_score(scores, targets)
+    total = positives.sum()
+    if total == 0:
         return np.nan
-
-    # Precision is taken where the score changes, so the order of equal scores does not matter.
-    last_of_equals = np.append(scores[1:] != scores[:-1], True)
-    true_positives = positive.cumsum()[last_of_equals]
-    predicted = np.arange(1, len(scores) + 1)[last_of_equals]
-    precision = true_positives / predicted
-    total = true_positives[-1]
+    true_positives = positives.cumsum()
+    precision = true_positives / images.cumsum()
     if kind != "all-points":
         precision = np.maximum.accumulate(precision[::-1])[::-1]  # the envelope
     if kind == "11-point":
-        # For t = 0..10 the first place with TP / total >= t / 10; in integers, without rounding.
+        # For t = 0..10 the first place with TP / total >= t / 10; without division, so exact.
         places = np.searchsorted(10 * true_positives, total * np.arange(11))
         return precision[places].mean()
-    new_positives = np.diff(true_positives, prepend=0)
-    return (precision * new_positives).sum() / total
+    return (precision * positives).sum() / total
+
+
+def count_by_score(scores, targets):
+    """The different scores, from the highest; the numbers of images and of positives with each.
+
+    scores, targets (N,). Unknown targets (-1) are left out. Equal scores are one entry: so their
+    order does not matter.
+    """
+    known = targets >= 0
+    levels, index, images = np.unique(-scores[known], return_inverse=True, return_counts=True)
+    positives = np.bincount(index, targets[known] == 1)
+    return -levels, images, positives
 
 
 def metrics(scores, targets, threshold=0.5, kind="all-points", counts=None):
@@ -96,50 +99,48 @@ def metrics(scores, targets, threshold=0.5, kind="all-points", counts=None):
     ap = 100 * average_precision(scores, targets, kind)
     positive = targets == 1
     known = targets >= 0
-    has_positives = positive.any(axis=0)
+    positives = positive.sum(axis=0)  # (K,)
+    counted = positives > 0  # the classes in the means
+    classes = max(counted.sum(), 1)
     result = {"mAP": mean_of(ap)}
     if counts is not None and min(counts) < 100:
-        for group, classes in head_medium_tail(counts).items():
-            if has_positives[classes].any():
-                result[group] = mean_of(ap[classes])
+        for group, members in head_medium_tail(counts).items():
+            if counted[members].any():
+                result[group] = mean_of(ap[members])
 
     above = scores > threshold
     for suffix, chosen in (("", above), ("_3", above & in_top_3(scores))):
-        predicted = chosen & known
-        correct = predicted & positive
-        precision = correct.sum(axis=0) / np.maximum(predicted.sum(axis=0), 1)  # (K,)
-        recall = correct.sum(axis=0) / np.maximum(positive.sum(axis=0), 1)
-        classes = max(has_positives.sum(), 1)
-        cp = 100 * precision[has_positives].sum() / classes
-        cr = 100 * recall[has_positives].sum() / classes
+        predicted = (chosen & known).sum(axis=0)  # (K,)
+        correct = (chosen & positive).sum(axis=0)
+        precision = correct / np.maximum(predicted, 1)
+        recall = correct / np.maximum(positives, 1)
+        cp = 100 * precision[counted].sum() / classes
+        cr = 100 * recall[counted].sum() / classes
         op = 100 * correct.sum() / max(predicted.sum(), 1)
-        o_r = 100 * correct.sum() / max(positive.sum(), 1)
+        o_r = 100 * correct.sum() / max(positives.sum(), 1)
         result["CP" + suffix] = float(cp)
         result["CR" + suffix] = float(cr)
         result["CF1" + suffix] = f1(cp, cr)
         result["OP" + suffix] = float(op)
         result["OR" + suffix] = float(o_r)
         result["OF1" + suffix] = f1(op, o_r)
-    result["AP"] = [None if np.isnan(value) else float(value) for value in ap]
-    result["positives"] = positive.sum(axis=0).tolist()
+    result["AP"] = np.where(counted, ap, None).tolist()
+    result["positives"] = positives.tolist()
     return result
 
 
 def head_medium_tail(counts):
     """The indices of head (n >= 100 training images), medium (n >= 20) and tail classes."""
-    counts = np.asarray(counts)
-    head = counts >= 100
-    tail = counts < 20
-    return {"head": np.flatnonzero(head), "medium": np.flatnonzero(~head & ~tail),
-            "tail": np.flatnonzero(tail)}
+    group = np.digitize(counts, [20, 100])
+    return {"head": np.flatnonzero(group == 2), "medium": np.flatnonzero(group == 1),
+            "tail": np.flatnonzero(group == 0)}
 
 
 def in_top_3(scores):
     """(N, K) -> whether a score is among the three highest of its image."""
-    highest = np.argsort(-scores, axis=1, kind="stable")[:, :3]
-    result = np.zeros(scores.shape, bool)
-    np.put_along_axis(result, highest, True, axis=1)
-    return result
+    order = np.argsort(-scores, axis=1, kind="stable")
+    ranks = np.argsort(order, axis=1)  # 0 is the highest
+    return ranks < 3
 
 
 def mean_of(values):
@@ -178,18 +179,15 @@ def predict(model, loader, normalize, amp_dtype, flip=False):
         if step % 50 == 0 and distributed.is_main():
             print(f"tested {step} of {len(loader)} batches", file=sys.stderr)
 
-    # A process may have none of the images.
-    own_scores = np.zeros((0, len(loader.dataset.classes)))
-    if all_logits:
-        logits = torch.cat(all_logits, dim=1).cpu().double()  # a float32 sigmoid rounds to 1
-        own_scores = logits.sigmoid().mean(0).numpy()
-    scores = np.zeros((len(loader.dataset), len(loader.dataset.classes)))
+    logits = torch.cat(all_logits, dim=1).cpu().double()  # a float32 sigmoid rounds to 1
+    own_scores = logits.sigmoid().mean(0).numpy()
+    scores = np.zeros(loader.dataset.targets.shape)
     for rank, part in enumerate(distributed.gather(own_scores)):  # the order of make_loader
         scores[rank::distributed.world_size()] = part
     bad = np.isnan(scores).any(axis=1).sum()
     if bad:
-        raise InputError(f"{bad} images have the score nan: the weights have diverged; lower --lr, "
-                         "set --clip-grad, or --amp off")
+        raise InputError(f"{bad} images have the score nan: lower --lr, set --clip-grad, or "
+                         "--amp off")
     return scores
 
 
@@ -201,8 +199,7 @@ def at_size(model, size):
         backbone = getattr(model, "backbone", None)
         if hasattr(backbone, "set_input_size"):
             backbone.set_input_size((size, size))
-        with torch.no_grad():
-            model.eval()(torch.zeros(1, 3, size, size))  # fails if the size does not fit
+        model(torch.zeros(1, 3, size, size))  # fails if the size does not fit
     return model
 
 
@@ -214,20 +211,15 @@ class Residual(nn.Module):
         super().__init__()
         self.model = model
         self.lam = lam
-        csra = import_method("csra")
-        self.residual = csra.residual
-        head = getattr(model, "head", None)
-        self.from_csra = isinstance(head, csra.CSRAHead) and head.lam == 0
-        if not self.from_csra and not isinstance(head, nn.Linear):
-            raise InputError("--residual needs a pooled linear classifier: asl.py's, or csra "
-                             "--lam 0")
+        self.csra = import_method("csra")
 
     def forward(self, images):
-        if self.from_csra:
+        if isinstance(self.model, self.csra.CSRA):
             s = self.model.head.scores(self.model.features(images))  # (B, heads, K, HW)
-            return self.residual(s, self.lam).sum(1)
-        _, maps = self.model.attention(images)  # class scores (B, K, H, W)
-        return self.residual(maps.flatten(2), self.lam)
+        else:
+            _, maps = self.model.attention(images)  # class scores (B, K, H, W)
+            s = maps.flatten(2).unsqueeze(1)
+        return self.csra.residual(s, self.lam).sum(1)
 
 
 class Evaluation:
@@ -244,7 +236,10 @@ class Evaluation:
         self.model = model_of(self.checkpoint, state, path)
         self.residual = residual
         if residual is not None:
-            Residual(self.model, residual)  # fails here if it does not fit
+            lam = getattr(self.settings, "lam", 0)  # of csra
+            if self.settings.model not in ("asl", "csra") or lam != 0:
+                raise InputError("--residual needs a pooled linear classifier: asl's, or that of "
+                                 "csra --lam 0")
 
     def load(self, split, name=None, root=None, limit=0):
         """A split of the data set `name`, by default the one trained on. Its columns are put into
@@ -268,8 +263,7 @@ class Evaluation:
 
     def scores(self, dataset, sizes=None, flip=False):
         """Probabilities (N, K), the mean over image sizes; by default the size trained on."""
-        if sizes is None:
-            sizes = [self.settings.image_size]
+        sizes = sizes or [self.settings.image_size]
         normalize = Normalize(self.settings.mean, self.settings.std, self.device)
         amp_dtype = distributed.autocast_dtype(self.device, self.settings.amp)
         total = 0
@@ -288,36 +282,47 @@ class Evaluation:
 # ------------------------------------------------------------------------------------- command line
 
 
-def arguments(argv):
-    parser = argparse.ArgumentParser(description="The table of a checkpoint.", allow_abbrev=False)
+def checkpoint_parser(description):
+    """The flags of all programs that use a checkpoint. The first line of `description` is shown."""
+    first_line, _, _ = description.partition("\n")
+    parser = argparse.ArgumentParser(description=first_line, allow_abbrev=False)
+    parser.add_argument("--checkpoint", required=True,
+                        help="last.pt or best.pt of train.py, or a converted one")
+    parser.add_argument("--weights", choices=["raw", "ema"],
+                        help="default: those that the run reports")
+    return parser
+
+
+def add_data_flags(parser):
+    parser.add_argument("--data", choices=READERS, help="default: the data set trained on")
+    parser.add_argument("--root", help="default: the folder used in training")
+    parser.add_argument("--workers", type=integer(-1), default=-1,
+                        help="loading processes; -1: automatic")
+    parser.add_argument("--limit", type=integer(0), default=0,
+                        help="a random N of the images, always the same")
+
+
+def main(argv=None):
+    parser = checkpoint_parser(__doc__)
+    add_data_flags(parser)
     flag = parser.add_argument
-    flag("--checkpoint", required=True, help="last.pt or best.pt of train.py, or a converted one")
-    flag("--weights", choices=["raw", "ema"], help="default: those that the run reports")
-    flag("--data", choices=READERS, help="default: the data set trained on")
-    flag("--root", help="default: the folder used in training")
     flag("--split", default="test", choices=["train", "val", "test"], help="the split to evaluate")
-    flag("--workers", type=integer(-1), default=-1, help="loading processes; -1: automatic")
-    flag("--limit", type=integer(0), default=0, help="a random N of the images, always the same")
     flag("--ap", default="all-points", choices=KINDS, help="definition of AP")
     flag("--threshold", default="0.5", help="a number, or a file of python -m tools.thresholds")
-    sizes = parser.add_mutually_exclusive_group()
-    sizes.add_argument("--image-size", type=integer(1), help="default: the size used in training")
-    sizes.add_argument("--sizes", type=integers, help="sizes to average over, such as 448,576")
+    flag("--image-size", "--sizes", type=integers, dest="sizes",
+         help="default: the size used in training; of several, such as 448,576, the mean counts")
     flag("--flip", action="store_true", help="average with the mirrored image")
     flag("--residual", type=float, metavar="LAM", help="CSRA's test-time trick: + LAM x max score")
     flag("--out", metavar="JSON", help="write the table")
     flag("--scores", metavar="NPZ", help="write scores, targets, classes, paths")
-    return parser.parse_args(argv)
+    args = parser.parse_args(argv)
+    check_output(args.out, args.checkpoint)
+    check_output(args.scores, args.checkpoint)
 
-
-def main(argv=None):
-    args = arguments(argv)
-    inputs = [args.checkpoint, args.threshold]  # --threshold may be a file
-    refuse_unwritable([args.out, args.scores], inputs)
     evaluation = Evaluation(args.checkpoint, args.weights, args.workers, args.residual)
     settings = evaluation.settings
     threshold = read_threshold(args.threshold, evaluation.classes)
-    sizes = args.sizes or [args.image_size or settings.image_size]
+    sizes = args.sizes or [settings.image_size]
     dataset = evaluation.load(args.split, args.data, args.root, args.limit)
     scores = evaluation.scores(dataset, sizes, args.flip)
     if not distributed.is_main():
@@ -327,101 +332,58 @@ def main(argv=None):
         print(warning, file=sys.stderr)
     counts = evaluation.checkpoint["class_counts"]
     result = metrics(scores, dataset.targets, threshold, args.ap, counts)
-    result["what"] = title(evaluation, args, sizes, len(scores))
-    result["ap"] = args.ap
+    result["what"] = (f"{settings.model} on {args.data or settings.data} {args.split}: "
+                      f"{len(scores)} images, {evaluation.weights} weights, image sizes {sizes}, "
+                      f"flip {args.flip}, residual {args.residual}, difficult objects "
+                      f"{settings.difficult}, {args.ap} AP, threshold {args.threshold}")
     result["threshold"] = threshold.tolist()
     result["classes"] = dataset.classes
     result["images"] = len(scores)
     print_table(result)
     if args.out:
-        with explain_errors(args.out, "make room, or choose another place to write to"):
-            Path(args.out).write_text(json.dumps(result))
+        Path(args.out).write_text(json.dumps(result))
     if args.scores:
-        write_scores(args.scores, scores, dataset)
-
-
-def title(evaluation, args, sizes, count):
-    """What the table is of."""
-    data = args.data or evaluation.settings.data
-    text = (f"{evaluation.settings.model} on {data} {args.split}: {count} images, "
-            f"{evaluation.weights} weights, image size {'+'.join(str(size) for size in sizes)}")
-    if args.flip:
-        text += " and mirrored"
-    if args.residual is not None:
-        text += f", residual {args.residual}"
-    if data in HAVE_DIFFICULT:
-        text += f", difficult objects {evaluation.settings.difficult}"
-    return text
+        with open(args.scores, "wb") as file:
+            np.savez_compressed(file, scores=scores, targets=dataset.targets,
+                                classes=dataset.classes, paths=dataset.paths.tolist())
 
 
 def print_table(result):
-    """AP and positives per class, then the means."""
-    threshold = "one per class"
-    if np.ndim(result["threshold"]) == 0:
-        threshold = f"{result['threshold']:.4g}"
-    print(f"{result['what']}, {result['ap']} AP, threshold {threshold}")
-    empty = []
-    for name, ap, positives in zip(result["classes"], result["AP"], result["positives"]):
-        text = "n/a"
-        if ap is None:
-            empty.append(name)
-        else:
-            text = f"{ap:.2f}"
-        print(f"  {name:24}{text:>12} AP {positives:8} positives")
-    print(f"without positives, left out of the means: {', '.join(empty) or 'none'}")
-    for names in (["mAP", "head", "medium", "tail"], ["CP", "CR", "CF1", "OP", "OR", "OF1"],
-                  ["CP_3", "CR_3", "CF1_3", "OP_3", "OR_3", "OF1_3"]):
-        known = [name for name in names if result.get(name) is not None]
-        print(" ".join(f"{name} {result[name]:.2f}" for name in known))
+    """AP and positives per class (without positives: nan), then the means."""
+    print(result["what"])
+    ap = np.array(result["AP"], float)  # None becomes nan
+    for name, value, positives in zip(result["classes"], ap, result["positives"]):
+        print(f"  {name:24}{value:12.2f} AP {positives:8} positives")
+    for name, value in result.items():
+        if isinstance(value, float):
+            print(f"{name} {value:.2f}")
 
 
 def read_threshold(text, classes):
-    """--threshold -> an array: () of a number, () or (K,) of a file of tools/thresholds.py."""
+    """--threshold, a number or a file of tools/thresholds.py -> (K,). Raises InputError."""
     remedy = "a number in [0, 1] is needed, or a file of tools.thresholds for these classes"
     with explain_errors(f"--threshold {text}", remedy):
+        values = text
         if Path(text).is_file():
             content = json.loads(Path(text).read_bytes())
             values = content["threshold"]
-            lowest = -1  # where all scores are 0, the best threshold is below
-        else:
-            values = float(text)
-            lowest = 0
         if isinstance(values, dict):
             values = [values[name] for name in classes]
-        array = np.array(values)
-        if array.dtype.kind not in "if" or array.shape not in ((), (len(classes),)):
-            raise ValueError("neither one number nor one per class")
-        if not ((array >= lowest) & (array <= 1)).all():
+        values = np.array(values, float)
+        if not (abs(values) <= 1).all():  # the best threshold may be just below 0
             raise ValueError("not a probability")
-    return array
+        return np.broadcast_to(values, len(classes))
 
 
-def refuse_unwritable(outputs, inputs):
-    """Makes the folders of the files `outputs`, and raises InputError where one cannot be written,
-    or is one of `inputs` or named twice. None entries are skipped."""
-    taken = [os.path.realpath(path) for path in inputs]
-    for path in outputs:
-        if path is None:
-            continue
-        if os.path.realpath(path) in taken:
-            raise InputError(f"{path} is read or written by another flag, too: choose another file")
-        taken.append(os.path.realpath(path))
-        with explain_errors(path, "choose another place to write to"):
-            folder = Path(path).parent
-            folder.mkdir(parents=True, exist_ok=True)
-            if Path(path).is_dir():
-                raise IsADirectoryError("a folder, where a file is needed")
-            if not os.access(folder, os.W_OK):
-                raise PermissionError("the folder is not writable")
-
-
-def write_scores(path, scores, dataset):
-    """scores and targets (N, K), classes, paths, as numpy's npz."""
-    remedy = "make room, or choose another place to write to"
-    with explain_errors(path, remedy), open(path, "wb") as file:
-        np.savez_compressed(file, scores=scores, targets=dataset.targets,
-                            classes=np.array(dataset.classes),
-                            paths=np.array(list(dataset.paths), str))  # readable without pickle
+def check_output(path, checkpoint):
+    """Makes the file that will be written. Raises InputError before the work, where it can't be."""
+    if path is None:
+        return
+    with explain_errors(path, "choose another place to write to"):
+        if path == checkpoint:
+            raise FileExistsError("it is the checkpoint")
+        Path(path).parent.mkdir(parents=True, exist_ok=True)
+        open(path, "a").close()
 
 
 if __name__ == "__main__":

@@ -209,7 +209,7 @@ def test_table_scores_and_back(checkpoint, tmp_path, capsys):
         assert f"{name} {table[name]:.2f}" in text
     assert "20 images" in text and "envelope AP, threshold 0.501" in text
     empty = [n for n, count in zip(scenes.classes, scenes.targets.sum(0)) if not count]
-    assert f"left out of the means: {', '.join(empty) or 'none'}" in text
+    assert re.findall(r"(\w+ \w+) +nan AP +0 positives", text) == empty
     with np.load(tmp_path / "s.npz") as saved:  # README's way to score again
         again = metrics(saved["scores"], saved["targets"], 0.501, "envelope")
     assert again["mAP"] == table["mAP"] and again["AP"] == table["AP"]
@@ -257,8 +257,6 @@ def test_predict_names_labels_and_skips_bad_images(checkpoint, tmp_path):
     printed = {name: float(score) for name, score in re.findall(r"(\w+ \w+) ([\d.]+)", printed)}
     expected = {scenes.classes[k]: scores[0, k] for k in range(20) if scores[0, k] > 0.1}
     assert printed == pytest.approx(expected, abs=0.006) and "Traceback" not in text
-    text = run(*program, tmp_path / "images", "--heatmaps", tmp_path / "maps", ok=False)
-    assert "it holds images already" in text and "Traceback" not in text
 
 
 def test_contact_sheets_of_heat_maps(checkpoint, tmp_path, monkeypatch, capsys):
@@ -273,25 +271,21 @@ def test_contact_sheets_of_heat_maps(checkpoint, tmp_path, monkeypatch, capsys):
                       str(tmp_path / model), "--threshold", "0", *each_head])
         sheet, = (tmp_path / model).iterdir()
         assert sheet.name == "00000-a.png" and size in (None, Image.open(sheet).size)
-    long_name = tmp_path / f"{'x' * 250}.png"
-    long_name.write_bytes((tmp_path / "a.png").read_bytes())
     (tmp_path / "b").mkdir()
     twin = tmp_path / "b/a.png"  # the same name in another folder
     twin.write_bytes((tmp_path / "a.png").read_bytes())
-    predict.main(["--checkpoint", str(file), str(tmp_path / "a.png"), str(long_name), str(twin),
+    predict.main(["--checkpoint", str(file), str(tmp_path / "a.png"), str(twin),
                   "--heatmaps", str(tmp_path / "none"), "--threshold", "1"])  # no label
     sheets = sorted((tmp_path / "none").iterdir())
-    assert [sheet.name[:7] for sheet in sheets] == ["00000-a", "00001-x", "00002-a"]
+    assert [sheet.name[:7] for sheet in sheets] == ["00000-a", "00001-a"]
     assert Image.open(sheets[0]).size == (60, 78)
-    with pytest.raises(SystemExit):
-        predict.main(["--checkpoint", str(file), str(tmp_path), "--each-head"])
 
 
 def test_a_heat_map_lies_over_its_cell():
-    image = torch.zeros(3, 200, 100, dtype=torch.uint8)
+    image = Image.new("RGB", (100, 200))
     heat = torch.zeros(2, 4, 4)
     heat[1, 3, 0] = 1  # bottom left
-    sheet = np.asarray(heatmaps.contact_sheet(image, heat, ["a", "b"], [0.7, 0.6])).astype(int)
+    sheet = np.asarray(heatmaps.contact_sheet(image, heat, ["a 0.70", "b 0.60"])).astype(int)
     third = sheet[:448, 2 * 228:2 * 228 + 224]  # the tile of b; a strip of 224 x 448
     yellow = third[:, :, 0] - third[:, :, 2]
     y, x = np.unravel_index(yellow.argmax(), yellow.shape)
@@ -338,8 +332,8 @@ def test_where_nothing_can_be_written_is_said_before_the_work(checkpoint, tmp_pa
         voc_server.main(["--checkpoint", str(file), "--root", "x", "--out", inside])
     with pytest.raises(InputError, match="choose another place to write to"):
         thresholds.main(["--checkpoint", str(file), "--split", "train", "--out", inside])
-    for flags in (("--out", file), ("--scores", file), ("--out", "x", "--scores", "x")):
-        with pytest.raises(InputError, match="by another flag"):
+    for flags in (("--out", file), ("--scores", file)):
+        with pytest.raises(InputError, match="it is the checkpoint"):
             call("--checkpoint", file, *flags)
     with pytest.raises(SystemExit):
         call("--checkpoint", file, "--limit", -5)

@@ -18,6 +18,7 @@ from data import InputError, load
 from eval import read_threshold
 from lib.checkpoint import read_checkpoint
 from readers import voc
+from readers.errors import explain_errors
 from readers.images import read_image
 from readers.own_images import CODES
 from readers.scenes import draw as draw_scene
@@ -228,7 +229,11 @@ def test_checkpoints(tmp_path):
 def test_old_format_checkpoints(tmp_path):
     file = tmp_path / "old.pth"
     torch.save({"state_dict": {"w": torch.ones(3)}}, file, _use_new_zipfile_serialization=False)
-    fuzz(file, lambda: read_released(file), lambda found: None)
+
+    def read():
+        with explain_errors(file, "as tools.convert does"):
+            return read_released(file)
+    fuzz(file, read, lambda found: None)
 
 
 @pytest.mark.parametrize("mutate", [mutated, changed_json])

@@ -189,13 +189,12 @@ def test_a_released_checkpoint_predicts_without_the_data_set(tmp_path, capsys):
     assert CLASSES["coco2014"][79] == "toothbrush" and len(CLASSES["wider"]) == 14
     for model_and_data, message in (
             (["--model", "csra"], "--model and --data must say"),
-            (["--model", "csra", "--data", "csv"], "does not name its classes"),
-            (["--model", "csra", "--data", "coco2014"], "is for 20 classes, --data has 80"),
+            (["--model", "csra", "--data", "coco2014"], "it does not fit: check --data"),
             (["--model", "q2l", "--data", "voc2007"], "released.pth: .*authors of q2l"),
             (["--model", "asl", "--data", "voc2007"], "released.pth: .*does not fit the model")):
         with pytest.raises(InputError, match=message):
             convert.main([*model_and_data, *flags, str(tmp_path / "other")])
-    with pytest.raises(InputError, match="last.pt exists"):
+    with pytest.raises(InputError, match="out: .*File exists"):
         convert.main(["--model", "csra", "--data", "voc2007", *flags, str(tmp_path / "out")])
 
 

@@ -2,22 +2,19 @@
 
 Run: python -m tools.voc_server --checkpoint OUT/last.pt --root DIR --out FOLDER
 """
-import argparse
 from pathlib import Path
 
-from eval import Evaluation
+from eval import Evaluation, checkpoint_parser
 from lib import distributed
 from lib.settings import integer
 from readers.errors import explain_errors
 
 
 def main(argv=None):
-    parser = argparse.ArgumentParser(description=__doc__.split("\n")[0], allow_abbrev=False)
+    parser = checkpoint_parser(__doc__)
     flag = parser.add_argument
-    flag("--checkpoint", required=True, help="of train.py or tools/convert.py")
     flag("--root", required=True, help="the folder that holds VOCdevkit/VOC2012")
     flag("--out", required=True, metavar="FOLDER", help="gets results/VOC2012/Main/*.txt")
-    flag("--weights", choices=["raw", "ema"], help="default: those that the run reports")
     flag("--flip", action="store_true", help="average with the mirrored image")
     flag("--workers", type=integer(-1), default=-1, help="loading processes; -1: automatic")
     args = parser.parse_args(argv)
@@ -26,18 +23,18 @@ def main(argv=None):
         folder.mkdir(parents=True, exist_ok=True)
 
     evaluation = Evaluation(args.checkpoint, args.weights, args.workers)
-    dataset = evaluation.load("server", "voc2012", args.root)
+    dataset = evaluation.load("test", "voc2012-server", args.root)
     scores = evaluation.scores(dataset, flip=args.flip)
     if not distributed.is_main():
         return
 
-    images = [Path(path).stem for path in dataset.paths]
-    with explain_errors(folder, "make room there"):
-        for label, column in zip(dataset.classes, scores.T):
-            lines = [f"{image} {score:.8f}\n" for image, score in zip(images, column)]
-            file = folder / f"comp2_cls_test_{label}.txt"
-            file.write_text("".join(lines))
-    print(f"{len(dataset.classes)} files for {len(images)} images in {folder}")
+    for label, column in zip(dataset.classes, scores.T):
+        text = ""
+        for path, score in zip(dataset.paths, column):
+            text += f"{Path(path).stem} {score:.8f}\n"
+        file = folder / f"comp2_cls_test_{label}.txt"
+        file.write_text(text)
+    print(f"{len(dataset.classes)} files for {len(dataset)} images in {folder}")
 
 
 if __name__ == "__main__":
