@@ -269,7 +269,8 @@ def read_text_features(source, count):
             features = torch.load(source, weights_only=True)
         features = torch.as_tensor(features, dtype=torch.float32)
     except Exception as error:  # damaged files raise many kinds of error
-        raise ValueError(f"text features {source}: not .npy or .pt ({repr(error)[:90]})") from error
+        kind = type(error).__name__
+        raise ValueError(f"text features {source}: not .npy or .pt ({kind})") from error
     if features.ndim != 2 or len(features) != count or not features.isfinite().all():
         raise ValueError(f"text features {tuple(features.shape)}: must be finite, ({count}, m)")
     norm = features.norm(dim=1).mean()

@@ -1,12 +1,12 @@
-"""Images and targets, as batches.
+"""Images and targets, in batches.
 
-    dataset = load("voc2007", root, "train")    .classes, .paths, .targets: 1 yes, 0 no, -1 unknown
+    dataset = load("voc2007", root, "train")    .classes, .paths, .targets (1, 0, -1: unknown)
     image, target = dataset[0]                  uint8 (3, H, W), int8 (K,)
     loader = make_loader(dataset, settings, training=True)
-    images = normalize(images)                  a Normalize: uint8 -> float, on the device
+    images = normalize(images)                  a Normalize object: uint8 -> float, on the device
 
-The readers of the data sets are in readers/. `python -m tools.check` reports problems of a data set
-before training.
+The code that reads each data set is in readers/. Before training, you can find problems in a data
+set with `python -m tools.check`.
 """
 import os
 from pathlib import Path
@@ -51,7 +51,7 @@ class Dataset(torch.utils.data.Dataset):
         """A sample: the image, transformed, and its targets (K,)."""
         image = self.image(index)
         if self.transform is not None:
-            # Random numbers depend on seed, epoch and index: so they are the same in any process.
+            # Random numbers depend on seed, epoch and index, so any process gets the same ones.
             seed = hash((self.seed, self.epoch, int(index)))
             # The CPU's generator only, restored afterwards: torch.manual_seed seeds the GPU, too.
             with torch.random.fork_rng(devices=[]):
@@ -60,7 +60,7 @@ class Dataset(torch.utils.data.Dataset):
         return image, self.targets[index]
 
     def set_epoch(self, epoch):
-        """To be called before each epoch: changes the random numbers of the augmentations."""
+        """Call this before each epoch. It changes the random numbers of the augmentations."""
         self.epoch = epoch
 
     def subset(self, keep):
@@ -80,22 +80,25 @@ def load(name, root="", split="train", *, drop_unlabelled=False, difficult="igno
          download=False, check=True):
     """One split of a data set as a Dataset. Raises InputError.
 
-    name: see readers/; split: train, test, val of your own images, or server (tools/voc_server.py).
-    `drop_unlabelled` leaves out images without a positive label, in each split; `difficult` says
-    how VOC's difficult objects count at test time, ignored (-1) or negative; `long_tail` makes a
-    training split long-tailed, with this ratio of the most to the least frequent class (0: off);
-    `download` fetches VOC and the long-tailed lists; `check` refuses missing images.
+    name: see readers/; split: train, test, or val of your own images. `drop_unlabelled` leaves out
+    images without a positive label, in each split; `difficult` says how VOC's difficult objects
+    count at test time, ignored (-1) or negative; `long_tail` makes a training split long-tailed,
+    with this ratio of the most to the least frequent class (0: off); `download` fetches VOC and the
+    long-tailed lists; `check` refuses missing images.
     """
-    if split not in split_names(name, root) and split != "server":
+    if split not in split_names(name, root):
         raise InputError(f"{name} has no split {split} in {root}")
     if long_tail != 0 and long_tail < 1:
         raise InputError(f"--long-tail {long_tail}: most / least frequent class must be at least 1")
-    if not name.startswith("scenes") and not os.path.isdir(root):  # scenes are drawn
-        raise InputError(f"{name} needs --root, the folder that holds it; {root} is not there")
+    drawn = name.startswith("scenes")  # without files
+    if not root and not drawn:
+        raise InputError(f"{name} needs --root, the folder that holds it")
     root = Path(root)
     if download:
         with explain_errors(f"--download of {name}", f"put it into {root} by hand"):
             DOWNLOADS[name](root)
+    if not drawn and not root.is_dir():
+        raise InputError(f"{name} needs --root, the folder that holds it; {root} is none")
 
     classes, paths, targets = READERS[name](root, split)
     if difficult == "negative" and name in HAVE_DIFFICULT:
@@ -135,7 +138,7 @@ def load_splits(settings):
 
 
 def label_warnings(dataset, split):
-    """Sentences about classes whose labels may be mistaken."""
+    """Warnings about classes that may be labeled wrong."""
     warnings = []
     for value, what in ((1, "no positive image"), (0, "no negative image (-1 means unknown)")):
         lacking = np.flatnonzero((dataset.targets != value).all(axis=0))
@@ -172,7 +175,7 @@ def transform(image_size, augment=()):
 
 def cutout(image):
     """Covers a square of half the side of `image`, uint8 (3, H, W), with one random color, in
-    place. Its center is a random pixel; what leaves the image is cut off."""
+    place. Its center is a random pixel. It is clipped at the image border."""
     height, width = image.shape[1:]
     y = random_integer(height)
     x = random_integer(width)

@@ -1,8 +1,9 @@
-"""Metrics of multi-label classification, and the table of a checkpoint.
+"""Metrics for multi-label classification, and a program that prints them for a checkpoint.
 
-AP has three definitions in use, up to two points apart, so every table must say which one it shows:
-    all-points   the mean, over the positives, of the precision at their score (CSRA, ASL, CPRFL)
-    envelope     the same, with the best precision at this recall or a higher one (Q2L)
+Three definitions of AP are in use. They differ by up to two points, so every table must say which
+one it uses:
+    all-points   the precision at each positive's score, averaged over positives (CSRA, ASL, CPRFL)
+    envelope     the same, but with the best precision at this or any higher recall (Q2L)
     11-point     the mean of the envelope at recall 0, 0.1, ..., 1 (PASCAL VOC 2007)
 The first is the default. Unknown entries (-1) are ignored. A class without positives has no AP: it
 is left out of every mean over classes, and the table says nan.
@@ -12,6 +13,7 @@ Run: python eval.py --checkpoint OUT/last.pt [--data NAME --root DIR --split tes
 import argparse
 import copy
 import json
+import os
 import sys
 from pathlib import Path
 
@@ -91,7 +93,7 @@ def metrics(scores, targets, threshold=0.5, kind="all-points", counts=None):
 
     scores: probabilities (N, K); targets (N, K): 1, 0, -1 (unknown). threshold: a score above it is
     a positive decision; one number, or one per class (K,). counts (K,): training images per class;
-    without it, or where all classes have 100 or more, head, medium and tail are left out.
+    without counts, or if every class has 100 or more, head, medium and tail are left out.
     Precision without any decision is 0. Without positives, mAP is None.
     """
     scores = np.asarray(scores, np.float64)
@@ -179,9 +181,11 @@ def predict(model, loader, normalize, amp_dtype, flip=False):
         if step % 50 == 0 and distributed.is_main():
             print(f"tested {step} of {len(loader)} batches", file=sys.stderr)
 
-    logits = torch.cat(all_logits, dim=1).cpu().double()  # a float32 sigmoid rounds to 1
-    own_scores = logits.sigmoid().mean(0).numpy()
     scores = np.zeros(loader.dataset.targets.shape)
+    own_scores = scores[:0]  # a process may have none of the images
+    if all_logits:
+        logits = torch.cat(all_logits, dim=1).cpu().double()  # a float32 sigmoid rounds to 1
+        own_scores = logits.sigmoid().mean(0).numpy()
     for rank, part in enumerate(distributed.gather(own_scores)):  # the order of make_loader
         scores[rank::distributed.world_size()] = part
     bad = np.isnan(scores).any(axis=1).sum()
@@ -199,7 +203,8 @@ def at_size(model, size):
         backbone = getattr(model, "backbone", None)
         if hasattr(backbone, "set_input_size"):
             backbone.set_input_size((size, size))
-        model(torch.zeros(1, 3, size, size))  # fails if the size does not fit
+        with torch.no_grad():
+            model(torch.zeros(1, 3, size, size))  # fails if the size does not fit
     return model
 
 
@@ -223,7 +228,7 @@ class Residual(nn.Module):
 
 
 class Evaluation:
-    """A checkpoint's model on this machine, and the data with the classes that it knows."""
+    """The model of a checkpoint, and the data for the classes that the model knows."""
 
     def __init__(self, path, weights=None, workers=-1, residual=None):
         """weights: raw or ema, by default those that the run reports. Raises InputError."""
@@ -251,7 +256,8 @@ class Evaluation:
         lost = [label for label in self.classes if label not in dataset.classes]
         # The names in a test.csv without its train.csv need not be all that there are.
         if lost and not (name == "csv" and names_alone(Path(root), split)):
-            raise InputError(f"{name} lacks {len(lost)} classes of the model: {lost[:5]}...")
+            raise InputError(f"{name} lacks {len(lost)} classes of the model ({lost[:5]}): "
+                             "--data and --root must have them")
         classes = dataset.classes + lost
         targets = np.pad(dataset.targets, ((0, 0), (0, len(lost))))  # with 0: no image has them
         if len(classes) > len(self.classes) and distributed.is_main():
@@ -316,8 +322,8 @@ def main(argv=None):
     flag("--out", metavar="JSON", help="write the table")
     flag("--scores", metavar="NPZ", help="write scores, targets, classes, paths")
     args = parser.parse_args(argv)
-    check_output(args.out, args.checkpoint)
-    check_output(args.scores, args.checkpoint)
+    check_output(args.out, [args.checkpoint, args.threshold])
+    check_output(args.scores, [args.checkpoint, args.threshold, args.out])
 
     evaluation = Evaluation(args.checkpoint, args.weights, args.workers, args.residual)
     settings = evaluation.settings
@@ -375,13 +381,15 @@ def read_threshold(text, classes):
         return np.broadcast_to(values, len(classes))
 
 
-def check_output(path, checkpoint):
-    """Makes the file that will be written. Raises InputError before the work, where it can't be."""
+def check_output(path, others):
+    """Makes the file that will be written; it must be none of the others. Raises InputError before
+    the work, where it can't be written."""
     if path is None:
         return
     with explain_errors(path, "choose another place to write to"):
-        if path == checkpoint:
-            raise FileExistsError("it is the checkpoint")
+        for other in others:
+            if other and os.path.realpath(path) == os.path.realpath(other):
+                raise FileExistsError("another flag names the same file")
         Path(path).parent.mkdir(parents=True, exist_ok=True)
         open(path, "a").close()
 

@@ -6,18 +6,20 @@ Run: python train.py --model csra [--data NAME --root DIR] [flags]    --help lis
 A method is a module with
     RECIPES        data set -> settings; the first data set is the default
     build          (classes, *, backbone, pretrained, image_size, ...) -> a model: images
-                   (B, 3, H, W) to logits (B, K); its part `backbone` is timm's
-    loss           (logits, targets, ...) -> a number; targets are 1, 0 or -1 (unknown)
+                   (B, 3, H, W) to logits (B, K); `model.backbone` is a timm model
+    loss           (logits, targets, ...) -> a scalar; targets are 1, 0 or -1 (unknown)
     REDUCTION      what `loss` does over the batch: sum or mean
     param_groups   (model, lr, weight_decay) -> parameter groups for the optimizer
-Keyword arguments of these functions that have a default are flags (but for `reduction`).
+For heat maps, `model.attention(images)` returns logits and maps (B, ..., K, H, W).
+Each keyword argument of these functions that has a default becomes a flag (except `reduction`).
 
 A run writes into the folder --out, called OUT:
-    last.pt     the checkpoint after the last whole epoch, from which --resume continues
-    log.jsonl   a line with the settings, a line per epoch, a line with the result
-    best.pt     only where your own data has a third split, val: the best epoch's checkpoint
-The test split is evaluated after each epoch, and the result is its mAP after the last epoch. With
-val, that split is evaluated after each epoch, and the result is the test mAP of best.pt.
+    last.pt     the checkpoint after the last complete epoch; --resume continues from it
+    log.jsonl   one line with the settings, one line per epoch, one line with the result
+    best.pt     the checkpoint of the best epoch; only if your own data has a val split
+Without a val split, the test split is evaluated after each epoch. The result is the test mAP after
+the last epoch. With a val split, val is evaluated after each epoch. The result is the test mAP of
+best.pt.
 """
 import copy
 import json
@@ -38,7 +40,7 @@ from torch.optim.lr_scheduler import (
 )
 from torch.optim.swa_utils import get_ema_multi_avg_fn
 
-from data import Normalize, label_warnings, load_splits, make_loader
+from data import HAVE_DIFFICULT, Normalize, label_warnings, load_splits, make_loader
 from eval import metrics, predict
 from lib import distributed
 from lib.checkpoint import fingerprint, read_checkpoint, refuse_changed_data, save
@@ -116,7 +118,7 @@ def train(method, settings):
         history = continue_run(out, parts, fingerprints)
     first_line = {"settings": vars(settings), "torch": torch.__version__, "device": str(device),
                   "autocast": str(amp_dtype), "processes": world_size}
-    announce(settings, splits)
+    announce(settings, splits, resuming)
     print_once(f"{world_size} x {device}, autocast {amp_dtype}, from epoch {len(history) + 1}")
     if is_main():
         with explain_errors(out, "choose another --out"):
@@ -152,7 +154,7 @@ def train(method, settings):
                     loss = loss * len(x) / len(images)
                 else:
                     loss = loss * world_size  # DistributedDataParallel takes the mean of gradients
-                # --grad-checkpointing runs the forward pass again here: not to be counted twice.
+                # --grad-checkpointing reruns the forward pass here; BatchNorm must count it once.
                 with statistics_held(norms):
                     scaler.scale(loss).backward()
                 step_loss = step_loss + loss.detach()
@@ -171,7 +173,7 @@ def train(method, settings):
 
             # report every 50 steps: reading the loss waits for the GPU
             total_loss = total_loss + step_loss
-            if step % 50 == 0 or step == len(train_loader):
+            if step == 1 or step % 50 == 0 or step == len(train_loader):
                 mean_loss = float(total_loss) / step
                 if not math.isfinite(mean_loss):
                     raise InputError(f"the loss is {mean_loss} in epoch {epoch + 1}: lower --lr, "
@@ -199,11 +201,12 @@ def train(method, settings):
                 save(checkpoint, out / "best.pt")
             save(checkpoint, out / "last.pt")
             write_log(out, [first_line] + history)
-        print_once(f"epoch {epoch + 1}, {monitor}: mAP {line['mAP']:.2f}, {line['seconds']:.0f} s")
+        print_once(f"epoch {epoch + 1}, {monitor}: {in_words(line)}, {line['seconds']:.0f} s")
 
     # The result. With a val split, the test split is used here, once, for the epoch that val chose.
     file = out / "last.pt"
     result = logged(history[-1])
+    tested_epoch = settings.epochs
     if monitor == "val":
         file = out / "best.pt"
         distributed.wait_for_all()  # the first process has written it
@@ -213,15 +216,19 @@ def train(method, settings):
         scores = predict(reported, test_loader, normalize, amp_dtype)
         result = summary(scores, splits["test"], class_counts)
         best = best_of(history)
+        tested_epoch = best["epoch"]
         result["best_mAP_on_val"] = best["mAP"]
-        result["best_epoch_on_val"] = best["epoch"]
+        result["best_epoch_on_val"] = tested_epoch
     result["weights"] = weights
     result["checkpoint"] = str(file)
     result["seconds"] = sum(line["seconds"] for line in history)
     if is_main():
         write_log(out, [first_line] + history + [result])
-    print_once(f"mAP {result['mAP']:.2f} (all-points AP) on test, {weights} weights: "
-               f"python eval.py --checkpoint {file}")
+    print_once(f"test: mAP {result['mAP']:.2f} (all-points AP), {weights} weights of epoch "
+               f"{tested_epoch}, {result['seconds']:.0f} s")
+    if settings.data in HAVE_DIFFICULT:
+        print_once(f"difficult objects of the test split: {settings.difficult}")
+    print_once(f"python eval.py --checkpoint {file}")
     return result
 
 
@@ -248,7 +255,10 @@ def make_schedule(optimizer, settings, steps_per_epoch):
     total_steps = epochs * steps_per_epoch
     if settings.schedule == "onecycle":
         peaks = [group["lr"] for group in optimizer.param_groups]
-        return OneCycleLR(optimizer, peaks, total_steps, pct_start=settings.pct_start)
+        pct_start = settings.pct_start
+        if pct_start * total_steps == 1:  # torch would divide by 0, the rise's steps less one
+            pct_start = pct_start * (1 - 1e-6)
+        return OneCycleLR(optimizer, peaks, total_steps, pct_start=pct_start)
 
     if settings.schedule == "step":
         decay = StepLR(optimizer, settings.decay_epochs * steps_per_epoch, gamma=0.1)
@@ -274,7 +284,7 @@ def choose_loss(method, settings, class_counts, num_images, device):
 @torch.no_grad()
 def update_average(average, model, ema, updates_done):
     """average = decay * average + (1 - decay) * model, for weights and BatchNorm statistics. The
-    decay rises from 0.1 to `ema`, so that a short run forgets its first weights."""
+    decay rises from 0.1 to `ema`. This way, a short run forgets its first weights."""
     decay = min(ema, (1 + updates_done) / (10 + updates_done))
     update = get_ema_multi_avg_fn(decay)  # in place, all tensors at once
     update(floating_point_tensors(average), floating_point_tensors(model), None)  # None: not used
@@ -319,7 +329,10 @@ def continue_run(out, parts, fingerprints):
         refuse_changed_data(last, checkpoint["fingerprints"], fingerprints)
         for name, part in parts.items():
             part.load_state_dict(checkpoint[name])
-        return checkpoint["history"]
+        history = checkpoint["history"]
+    if "val" in fingerprints and not (out / "best.pt").is_file():
+        raise InputError(f"{out / 'best.pt'} is missing: with a val split, --resume needs it, too")
+    return history
 
 
 def summary(scores, dataset, class_counts):
@@ -339,22 +352,28 @@ def logged(line):
     return result
 
 
+def in_words(line):
+    return " ".join(f"{name} {value:.2f}" for name, value in logged(line).items())
+
+
 def best_of(history):
     """The line of the epoch with the highest mAP."""
     return max(history, key=lambda line: line["mAP"])
 
 
 def write_log(out, lines):
-    """Writes the whole log anew: so no epoch occurs twice after a kill and --resume."""
+    """Rewrites the whole log, so that no epoch appears twice after a killed run is resumed."""
     text = ""
     for line in lines:
         text += json.dumps(line) + "\n"
     (out / "log.jsonl").write_text(text)
 
 
-def announce(settings, splits):
+def announce(settings, splits, resuming):
     """Settings, recipe and data, for people."""
     print_once(" ".join(f"{name}={value}" for name, value in vars(settings).items()))
+    if settings.resume and not resuming:
+        print_once("there is no last.pt yet: a new run, with the settings of this command line")
     if settings.note:
         print_once(f"recipe: {settings.note}")
     for name, split in splits.items():

@@ -14,6 +14,9 @@ from readers.errors import InputError
 def start():
     """Joins the other processes under torchrun. Returns this process's device."""
     if "WORLD_SIZE" in os.environ and not dist.is_initialized():
+        if "LOCAL_RANK" not in os.environ:
+            raise InputError("WORLD_SIZE is set in the environment, but not LOCAL_RANK: start with "
+                             "torchrun, or unset it")
         backend = "gloo"
         if torch.cuda.is_available():
             torch.cuda.set_device(int(os.environ["LOCAL_RANK"]))
@@ -62,9 +65,14 @@ def is_main():
 
 
 def print_once(text):
-    """A line for people, from the first process."""
-    if is_main():
+    """A line for people, from the first process. A full disk or a closed pipe ends no training."""
+    if not is_main():
+        return
+    try:
         print(text, flush=True)
+    except OSError as error:
+        print(f"standard output has failed ({error}); the run goes on", file=sys.stderr)
+        sys.stdout = open(os.devnull, "w")  # noqa: SIM115 (for the rest of the run)
 
 
 def wait_for_all():

@@ -11,7 +11,7 @@ from torch.nn.modules.batchnorm import _BatchNorm
 import lib.cvt  # noqa: F401 (so that timm knows cvt_w24)
 from lib.checkpoint import read_checkpoint
 from lib.distributed import print_once
-from readers.errors import InputError, explain_errors
+from readers.errors import InputError, explain_errors, first_line
 
 METHODS = ["asl", "cprfl", "csra", "q2l"]
 
@@ -39,17 +39,25 @@ def build_model(method, settings, classes):
 
     Raises InputError.
     """
+    what = f"{settings.model}, backbone {settings.backbone}"
+    if settings.pretrained:
+        refuse_pooled_norm(settings.backbone)
     try:
-        if settings.pretrained:
-            refuse_pooled_norm(settings.backbone)
-        model = method.build(classes, **settings_for(method.build, settings)).eval()
+        model = method.build(classes, **settings_for(method.build, settings))
+    except Exception as error:  # timm and open_clip raise many kinds of error
+        text = str(error)[:800] or repr(error)
+        raise InputError(
+            f"{what}: {text}\nBackbones that work: ResNets and their kin, ConvNeXt, ViT, Swin. "
+            "--output-stride (8, 16) is for ResNets and their kin. Pretrained weights need "
+            "internet access once; --no-pretrained starts from random ones.") from error
+    try:
+        model.eval()
         with torch.no_grad():
             model(torch.zeros(1, 3, settings.image_size, settings.image_size))
-    except Exception as error:  # timm and open_clip raise many kinds of error
-        raise InputError(
-            f"{settings.model}, backbone {settings.backbone}: {error!r}: --backbone must end in a "
-            "map of features for --image-size: ResNets and their kin, ConvNeXt, ViT and Swin do; "
-            "pretrained weights need internet access once, --no-pretrained does not") from error
+    except Exception as error:
+        raise InputError(f"{what}: no map of features for {settings.image_size} px "
+                         f"({first_line(error)}): ResNets and their kin, ConvNeXt, ViT and Swin "
+                         "have one; check --image-size, too") from error
     return model.train()
 
 
@@ -60,8 +68,8 @@ def refuse_pooled_norm(backbone):
         as_trained = timm.create_model(backbone)
     norm = getattr(as_trained, "fc_norm", None)
     if isinstance(norm, torch.nn.LayerNorm):
-        raise InputError("its last norm was trained after average pooling, which the methods here "
-                         "do not have: choose a backbone with a class token")
+        raise InputError(f"--backbone {backbone}: its last norm was trained after average pooling, "
+                         "which the methods here do not have: choose one with a class token")
 
 
 # ----------------------------------------------------------------------------- a model for training
@@ -79,12 +87,15 @@ def starting_model(method, settings, classes, load_weights=True):
     if load_weights and settings.weights:
         load_backbone(model.backbone, settings.weights)
     if load_weights and settings.init:
-        load_matching(model, settings.init, classes)
+        load_matching(model, settings, classes)
     if settings.grad_checkpointing:
         with explain_errors("--grad-checkpointing", "this backbone does not have it: leave it out"):
             model.backbone.set_grad_checkpointing()
     if settings.freeze_bn:
-        for norm in batchnorms(model.backbone):
+        norms = batchnorms(model.backbone)
+        if not norms:
+            raise InputError(f"--freeze-bn: {settings.backbone} has no BatchNorm: leave it out")
+        for norm in norms:
             norm.requires_grad_(False)
     if settings.sync_bn:
         model = timm.layers.convert_sync_batchnorm(model)
@@ -121,12 +132,17 @@ def load_backbone(backbone, path):
                f"{result.unexpected_keys}")
 
 
-def load_matching(model, path, classes):
+def load_matching(model, settings, classes):
     """--init: the weights that a checkpoint reports. Where the classes differ, the tensors that
     depend on them keep their random start. Raises InputError."""
+    path = settings.init
     checkpoint = read_checkpoint(path)
+    if checkpoint["settings"].model != settings.model:
+        raise InputError(f"{path} is of {checkpoint['settings'].model}, not {settings.model}")
     old_classes = checkpoint["classes"]
     _, state = reported_weights(checkpoint)
+    if not all(torch.is_tensor(tensor) for tensor in state.values()):
+        raise InputError(f"{path}: its weights are not tensors: it is damaged")
     own = model.state_dict()
     loaded = {}
     for name, tensor in state.items():
@@ -138,7 +154,8 @@ def load_matching(model, path, classes):
     result = model.load_state_dict(loaded, strict=False)
     for name in result.missing_keys:
         if name.startswith("backbone."):
-            raise InputError(f"{path}: its {name} does not fit: check --backbone and --image-size")
+            raise InputError(f"{path}: its backbone, {checkpoint['settings'].backbone}, does not "
+                             f"fit {settings.backbone}: check --backbone and --image-size")
     print_once(f"{path}: {len(loaded)} tensors are loaded; initialized: {result.missing_keys}")
 
 
@@ -147,7 +164,9 @@ def load_matching(model, path, classes):
 
 def reported_weights(checkpoint, wanted=None):
     """The name (ema, raw) and the state of a checkpoint's weights: of those `wanted`, by default of
-    those that its run reports. Without an average, raw."""
+    those that its run reports. Raises InputError."""
+    if wanted == "ema" and checkpoint["ema"] is None:
+        raise InputError("this checkpoint has no EMA weights: --weights raw")
     wanted = wanted or checkpoint["settings"].report
     if wanted == "raw" or checkpoint["ema"] is None:
         return "raw", checkpoint["model"]

@@ -21,11 +21,11 @@ ONLY_FOR = {"pct_start": "onecycle", "decay_epochs": "step", "warmup_epochs": "s
 MAY_CHANGE = {"resume", "workers", "root", "out", "compile", "download"}  # when a run is resumed
 
 
-def read_command_line(argv, positional=()):
+def read_command_line(argv, positional=None):
     """The method's module and the settings: the recipe with the flags; --resume: the stored ones.
 
     The settings are an argparse.Namespace: a name for each flag, `model` and `data` among them.
-    positional: names of further arguments, as tools/convert.py has them.
+    positional: names of further arguments -> help texts, as tools/convert.py has them.
     """
     if argv is None:
         argv = sys.argv[1:]
@@ -38,8 +38,8 @@ def read_command_line(argv, positional=()):
     data = chosen.data or next(iter(method.RECIPES))
 
     parser = make_parser(method)
-    for name in positional:
-        parser.add_argument(name)
+    for name, help_text in (positional or {}).items():
+        parser.add_argument(name, help=help_text)
     parser.set_defaults(data=data, **recipe_for(method, data))
     settings = parser.parse_args(argv)
     given = flags_in(argv)
@@ -53,7 +53,7 @@ def read_command_line(argv, positional=()):
         if "epochs" in given and "schedule_epochs" not in given:
             settings.schedule_epochs = 0  # else a short run might end while the learning rate rises
         check_settings(settings, given, parser, method)
-        if settings.data == "csv":
+        if settings.data == "csv" or settings.data not in method.RECIPES:
             set_normalization(settings, given)
     if settings.root:  # a checkpoint is also used from other folders
         settings.root = os.path.abspath(settings.root)
@@ -235,6 +235,17 @@ def check_settings(settings, given, parser, method):
                      "makes it as long")
     if settings.ema >= 1:
         parser.error("--ema: the decay must be below 1")
+    if settings.report == "ema" and "report" in given and settings.ema == 0:
+        parser.error("--report ema needs --ema DECAY")
+    for name in ("epochs", "batch_size", "image_size", "accumulate", "decay_epochs"):
+        if getattr(settings, name) < 1:
+            parser.error(f"--{name.replace('_', '-')} must be at least 1")
+    if not 0 <= settings.pct_start <= 1:
+        parser.error("--pct-start is a share, from 0 to 1")
+    if min(settings.std) <= 0:
+        parser.error("--std must be above 0")
+    if {"text", "text_features"} <= given:
+        parser.error("--text-features replaces the text tower: leave --text out")
     if settings.loss:
         unused = given & inspect.signature(method.loss).parameters.keys()
         if unused:

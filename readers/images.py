@@ -15,7 +15,7 @@ try:  # torchvision will remove it; Pillow gives the same values in twice the ti
 except ImportError:
     decode_jpeg = None
 
-REMEDY = "`python -m tools.check --verify` lists such images: replace or remove them"
+REMEDY = "replace or remove it; `python -m tools.check --verify` lists all of a data set"
 
 
 def read_image(path, upright=False):
@@ -40,7 +40,10 @@ def read_file(file, upright):
         if not plain_jpeg or decode_jpeg is None:
             return to_tensor(image, upright)
     content = torch.from_numpy(np.fromfile(file, np.uint8))
-    return decode_jpeg(content, apply_exif_orientation=upright)
+    try:
+        return decode_jpeg(content, apply_exif_orientation=upright)
+    except RuntimeError as error:  # its text names a file of torchvision's
+        raise ValueError("the JPEG file is damaged or incomplete") from error
 
 
 def to_tensor(image, upright):

@@ -18,9 +18,10 @@ def read_voc(root, split, year, train, test):
     """Classes, paths and targets (N, 20). Difficult objects (0 in the lists) are negative in
     training and unknown (-1) at test time."""
     folder = root / "VOCdevkit" / f"VOC{year}"
-    list_name = {"train": train, "test": test, "server": "server"}[split]
+    list_name = test
     codes = {"1": 1, "-1": 0, "0": -1}
     if split == "train":
+        list_name = train
         codes["0"] = 0
     if list_name == "server":
         images, targets = read_server_images(folder)

@@ -257,6 +257,8 @@ def test_predict_names_labels_and_skips_bad_images(checkpoint, tmp_path):
     printed = {name: float(score) for name, score in re.findall(r"(\w+ \w+) ([\d.]+)", printed)}
     expected = {scenes.classes[k]: scores[0, k] for k in range(20) if scores[0, k] > 0.1}
     assert printed == pytest.approx(expected, abs=0.006) and "Traceback" not in text
+    text = run(*program, tmp_path / "images", "--heatmaps", tmp_path / "maps", ok=False)
+    assert "it holds images already" in text and "Traceback" not in text
 
 
 def test_contact_sheets_of_heat_maps(checkpoint, tmp_path, monkeypatch, capsys):
@@ -274,10 +276,12 @@ def test_contact_sheets_of_heat_maps(checkpoint, tmp_path, monkeypatch, capsys):
     (tmp_path / "b").mkdir()
     twin = tmp_path / "b/a.png"  # the same name in another folder
     twin.write_bytes((tmp_path / "a.png").read_bytes())
-    predict.main(["--checkpoint", str(file), str(tmp_path / "a.png"), str(twin),
+    long_name = tmp_path / f"{'x' * 250}.png"
+    long_name.write_bytes((tmp_path / "a.png").read_bytes())
+    predict.main(["--checkpoint", str(file), str(tmp_path / "a.png"), str(long_name), str(twin),
                   "--heatmaps", str(tmp_path / "none"), "--threshold", "1"])  # no label
     sheets = sorted((tmp_path / "none").iterdir())
-    assert [sheet.name[:7] for sheet in sheets] == ["00000-a", "00001-a"]
+    assert [sheet.name[:7] for sheet in sheets] == ["00000-a", "00001-x", "00002-a"]
     assert Image.open(sheets[0]).size == (60, 78)
 
 
@@ -332,8 +336,8 @@ def test_where_nothing_can_be_written_is_said_before_the_work(checkpoint, tmp_pa
         voc_server.main(["--checkpoint", str(file), "--root", "x", "--out", inside])
     with pytest.raises(InputError, match="choose another place to write to"):
         thresholds.main(["--checkpoint", str(file), "--split", "train", "--out", inside])
-    for flags in (("--out", file), ("--scores", file)):
-        with pytest.raises(InputError, match="it is the checkpoint"):
+    for flags in (("--out", file), ("--scores", file), ("--out", "x", "--scores", "x")):
+        with pytest.raises(InputError, match="another flag names the same file"):
             call("--checkpoint", file, *flags)
     with pytest.raises(SystemExit):
         call("--checkpoint", file, "--limit", -5)

@@ -2,12 +2,14 @@
 import json
 import os
 import shutil
+import subprocess
+import sys
 import time
 
 import numpy as np
 import pytest
 import torch
-from conftest import HERE, default_settings, run
+from conftest import HERE, default_settings
 from PIL import Image
 from test_reliable import FLAGS, processes, small_images  # noqa: F401 (a fixture)
 from test_train import log
@@ -108,9 +110,9 @@ def test_verify_names_copies(tmp_path, capsys):
         shutil.copy(tmp_path / f"{name}.png", tmp_path / f"{copy}.png")
     assert check.main(["--data", "csv", "--root", str(tmp_path), "--verify"]) == 1
     text = capsys.readouterr().out
-    assert f"other.png (train) shows the same as {tmp_path}/train1.png (train), with" in text
-    assert f"copy.png (test) shows the same as {tmp_path}/train0.png (train)\n" in text
-    assert "2 images missing, unreadable or in doubt" in text
+    assert f"other.png (train) has the same content as {tmp_path}/train1.png (train), with" in text
+    assert f"copy.png (test) has the same content as {tmp_path}/train0.png (train)\n" in text
+    assert "2 problems" in text
 
 
 def test_pixels_without_a_range_are_refused_and_rotation_is_applied_to_own_images(tmp_path):
@@ -208,7 +210,7 @@ def test_checkpoints_that_lack_something(trained, tmp_path, monkeypatch):
     whole = torch.load(trained / "run/last.pt")
     flags = ["--checkpoint", str(tmp_path / "x.pt"), "--workers", "0"]
     torch.save({"model": whole["model"]}, tmp_path / "x.pt")
-    with pytest.raises(InputError, match="x.pt: no 'settings': a whole checkpoint of train.py"):
+    with pytest.raises(InputError, match="x.pt: 'settings' is missing or unknown: a whole checkpoint of train.py"):
         evaluation.main(flags)
     settings = {name: value for name, value in whole["settings"].items() if name != "lam"}
     torch.save(whole | {"settings": settings}, tmp_path / "x.pt")  # older than a keyword
@@ -301,7 +303,9 @@ def test_fp16_with_sgd_keeps_its_momentum(tmp_path):
 
 
 @pytest.mark.parametrize("flags, message", [
-    (["--resume"], "--resume needs --out"),
+    (["--resume"], "--resume needs --out"), (["--report", "ema"], "--ema DECAY"),
+    (["--model", "cprfl", "--text", "RN50", "--text-features", "x.npy"], "leave --text out"),
+    (["--std", "0,1,1"], "--std"), (["--pct-start", "2", "--schedule", "onecycle"], "--pct-start"),
     (["--warmup-epochs", "3", "--schedule", "onecycle"], "warmup_epochs is for"),
     (["--decay-epochs", "3", "--schedule", "cosine"], "decay_epochs is for --schedule step"),
     (["--pct-start", "0.4", "--schedule", "step"], "pct_start is for"), (["--lam", "nan"], "--lam"),
@@ -379,13 +383,36 @@ def test_words_that_are_no_values_are_errors(flags, message, tmp_path, capsys):
 
 @pytest.mark.parametrize("backbone", ["mixer_s32_224", "volo_d1_224", "levit_128s"])
 def test_backbones_without_a_map_are_refused_in_one_line(backbone, tmp_path):
-    with pytest.raises(SystemExit, match=f"backbone {backbone}: .*Error.*map of features"):
+    with pytest.raises(SystemExit, match=f"backbone {backbone}: .*(no map of features|img_size)"):
         train.main([*own(tmp_path), "--backbone", backbone, "--image-size", "224", "--out",
                     str(tmp_path / "run")])
 
 
 def test_a_norm_that_was_trained_after_pooling_is_refused():
-    with pytest.raises(InputError, match="its last norm was trained after"):
+    with pytest.raises(InputError, match="beit_base_patch16_224: its last norm was trained after"):
         refuse_pooled_norm("beit_base_patch16_224")
     refuse_pooled_norm("test_vit")
     refuse_pooled_norm("resnet18")
+
+
+def test_standard_output_that_fails_does_not_end_a_run(tmp_path):
+    """A full disk or a closed pipe: the run says so on standard error and goes on."""
+    flags = [*own(tmp_path), "--epochs", "1", "--out", str(tmp_path / "run")]
+    with open("/dev/full", "w") as full:
+        done = subprocess.run([sys.executable, "train.py", *flags], cwd=HERE.parent, text=True,
+                              stdout=full, stderr=subprocess.PIPE, timeout=100, check=False)
+    assert "standard output has failed" in done.stderr and (tmp_path / "run/last.pt").is_file()
+
+
+def test_a_world_size_without_a_rank_is_one_line(tmp_path, monkeypatch):
+    monkeypatch.setenv("WORLD_SIZE", "2")
+    with pytest.raises(SystemExit, match="WORLD_SIZE.*torchrun"):
+        train.main([*own(tmp_path), "--epochs", "1"])
+
+
+def test_a_named_pipe_does_not_hang(tmp_path):
+    os.mkfifo(tmp_path / "pipe.jpg")
+    with pytest.raises(InputError, match="neither a file nor a folder"):
+        predict.images_in([str(tmp_path / "pipe.jpg")])
+    with pytest.raises(InputError, match="no images in"):
+        predict.images_in([str(tmp_path)])

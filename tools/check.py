@@ -16,7 +16,7 @@ from readers.images import missing
 
 
 def main(argv=None):
-    """Returns whether an image is missing, broken or in doubt."""
+    """Returns whether there is a problem with an image."""
     parser = argparse.ArgumentParser(description="A look at a data set.", allow_abbrev=False)
     parser.add_argument("--data", default="scenes", choices=READERS, help="the data set")
     parser.add_argument("--root", default="", help="the folder that holds it")
@@ -37,10 +37,10 @@ def main(argv=None):
             problems += [f"{dataset.paths[i]} is missing" for i in missing(dataset.paths)]
     for problem in problems:
         print(problem)
-    what = "missing; --verify decodes all"
+    what = "missing images; --verify decodes all"
     if args.verify:
-        what = "missing, unreadable or in doubt"
-    print(f"{len(problems)} images {what}")
+        what = "problems"
+    print(f"{len(problems)} {what}")
     return len(problems) > 0
 
 
@@ -76,7 +76,7 @@ def verify(dataset, split, seen):
                 continue
             targets = targets.tolist()
             first_split, first_path, first_targets = seen.setdefault(pixels, (split, path, targets))
-            text = f"{path} ({split}) shows the same as {first_path} ({first_split})"
+            text = f"{path} ({split}) has the same content as {first_path} ({first_split})"
             if targets != first_targets:
                 problems.append(f"{text}, with different labels")
             elif split != first_split:

@@ -26,7 +26,8 @@ from readers.errors import InputError, explain_errors
 def main(argv=None):
     if argv is None:
         argv = sys.argv[1:]
-    method, settings = read_command_line(argv, positional=["released", "folder"])
+    positional = {"released": "the released file", "folder": "a new folder, which gets last.pt"}
+    method, settings = read_command_line(argv, positional)
     if not {"model", "data"} <= flags_in(argv):
         raise InputError("--model and --data must say of which method and data set the file is")
     path = settings.released

@@ -9,7 +9,6 @@ from pathlib import Path
 
 import numpy as np
 import torch
-from torchvision.datasets.folder import is_image_file
 from torchvision.transforms.v2.functional import to_pil_image
 
 from data import Normalize, transform
@@ -19,6 +18,9 @@ from lib.heatmaps import contact_sheet
 from lib.settings import integer
 from readers.errors import InputError, explain_errors
 from readers.images import read_image, to_tensor
+
+SUFFIXES = (".jpg", ".jpeg", ".jfif", ".jpe", ".jp2", ".png", ".webp", ".bmp", ".gif", ".tif",
+            ".tiff", ".ppm", ".avif")
 
 
 def open_checkpoint(path, weights=None, image_size=None):
@@ -44,11 +46,12 @@ def images_in(paths):
     """The files among `paths`, and the images in the folders among them, sub-folders included."""
     files = []
     for path in paths:
-        if not Path(path).is_dir():
+        if Path(path).is_file():
             files.append(path)
-            continue
+        elif not Path(path).is_dir():
+            raise InputError(f"{path} is neither a file nor a folder")
         for file in sorted(Path(path).rglob("*")):
-            if is_image_file(file.name):
+            if file.suffix.lower() in SUFFIXES and file.is_file():  # no named pipe
                 files.append(str(file))
     if not files:
         raise InputError(f"no images in {paths}")
@@ -61,7 +64,7 @@ def main(argv=None):
     parser = checkpoint_parser(__doc__)
     flag = parser.add_argument
     flag("images", nargs="+", metavar="IMAGE_OR_FOLDER",
-         help="files, and folders of JPEG, PNG, WebP, TIFF or BMP")
+         help="files, and folders of images")
     flag("--threshold", default="0.5", help="a number, or a file of python -m tools.thresholds")
     flag("--image-size", type=integer(1), help="default: the size used in training")
     flag("--json", action="store_true", help="print a JSON object per line")
@@ -72,6 +75,8 @@ def main(argv=None):
     if args.heatmaps:
         with explain_errors(args.heatmaps, "choose another place to write to"):
             Path(args.heatmaps).mkdir(parents=True, exist_ok=True)
+            if list(Path(args.heatmaps).glob("*.png")):
+                raise FileExistsError("it holds images already")
 
     model, classes, prepare = open_checkpoint(args.checkpoint, args.weights, args.image_size)
     device = distributed.start()
@@ -86,7 +91,11 @@ def main(argv=None):
             print(f"left out: {error}", file=sys.stderr)
             failed = True
             continue
-        logits, maps = model.attention(prepare(image).unsqueeze(0).to(device))
+        inputs = prepare(image).unsqueeze(0).to(device)
+        if args.heatmaps:
+            logits, maps = model.attention(inputs)
+        else:
+            logits = model(inputs)
         scores = logits.squeeze(0).double().sigmoid().cpu().numpy()
         order = np.argsort(-scores)
         labels = order[scores[order] > thresholds[order]]
@@ -99,7 +108,8 @@ def main(argv=None):
         if args.heatmaps:
             label_maps = maps.squeeze(0)[..., labels, :, :].cpu()
             sheet = contact_sheet(image, label_maps, texts, args.each_head)
-            sheet.save(Path(args.heatmaps, f"{number:05}-{Path(file).stem}.png"))
+            name = Path(file).stem[:50]  # a name may have 255 bytes
+            sheet.save(Path(args.heatmaps, f"{number:05}-{name}.png"))
     return failed
 
 

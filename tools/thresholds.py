@@ -42,7 +42,7 @@ def main(argv=None):
     flag("--out", help="default: CHECKPOINT.thresholds.json next to the checkpoint")
     args = parser.parse_args(argv)
     out = args.out or Path(args.checkpoint).with_suffix(".thresholds.json")
-    check_output(out, args.checkpoint)
+    check_output(out, [args.checkpoint])
 
     evaluation = Evaluation(args.checkpoint, args.weights, args.workers)
     dataset = evaluation.load(args.split, args.data, args.root, args.limit)
@@ -58,7 +58,7 @@ def main(argv=None):
         threshold = best_threshold(scores.ravel(), dataset.targets.ravel())
     content = {"split": args.split, "threshold": threshold}
     Path(out).write_text(json.dumps(content))
-    print(f"thresholds with the best F1 on {args.split}: {out}")
+    print(f"best F1 on {args.split}, written to {out}: threshold {threshold}")
 
 
 if __name__ == "__main__":
