@@ -329,7 +329,7 @@ def test_table(tmp_path, capsys):
     lines = capsys.readouterr().out.splitlines()
     assert lines[0].startswith("csv train: 2 images, 2 classes, 1.00 labels per image")
     assert [line.split() for line in lines[2:4]] == [["cat", *"200"], ["dog", *"011"]]
-    assert lines[-1].startswith("0 images missing")
+    assert lines[-1].startswith("0 missing images")
     assert "no positive image: cat" not in "".join(lines)
 
 

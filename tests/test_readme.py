@@ -67,7 +67,8 @@ def test_the_log_can_be_drawn(tmp_path, monkeypatch):
     """With a stand-in for matplotlib, which is not required."""
     drawn = []
     axes = types.SimpleNamespace(plot=lambda x, y, *_, **options: drawn.append((x, y)))
-    pyplot = types.SimpleNamespace(plot=axes.plot, twinx=lambda: axes, savefig=lambda name: None)
+    pyplot = types.SimpleNamespace(plot=axes.plot, ylabel=lambda text: None, twinx=lambda: axes,
+                                   savefig=lambda name: None)
     monkeypatch.setitem(sys.modules, "matplotlib", types.SimpleNamespace(pyplot=pyplot))
     monkeypatch.setitem(sys.modules, "matplotlib.pyplot", pyplot)
     train.main(["--model", "csra", "--limit", "32", "--batch-size", "16", "--epochs", "2", "--workers",
