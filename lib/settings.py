@@ -64,7 +64,7 @@ def recipe_for(method, data):
     if data in method.RECIPES:
         return method.RECIPES[data]
     print(f"{method.__name__} has no recipe for {data}: using the one for csv", file=sys.stderr)
-    return method.RECIPES["csv"]
+    return method.RECIPES.get("csv", {})
 
 
 def make_parser(method):

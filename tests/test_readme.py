@@ -52,6 +52,7 @@ def test_commands_and_linked_files_exist():
         texts[f"-m tools.{tool}"] = run("-m", f"tools.{tool}", "--help")
     for model in ("csra", "q2l", "cprfl", "asl"):
         texts[f"{model}.py"] = texts[f"train.py --model {model}"] = run(f"{model}.py", "--help")
+    texts["train.py"] = texts["csra.py"]  # the default
     commands = re.findall(r"(?:python|torchrun \S+) (-m tools\.\w+|(?:train|eval|csra|q2l|cprfl|asl)\.py"
                           r"(?: --model \w+)?)([^`\n]*)", README)
     assert len(commands) > 20
