@@ -8,16 +8,21 @@ from timm.models import tresnet
 
 def convert(name, state):
     """state: what a file that the authors of the method `name` (csra, q2l, cprfl, asl) released
-    holds. Returns the tensors by this project's names. Errors of any kind: it is another file."""
+    holds. Returns the tensors by this project's names. Raises ValueError."""
     converters = {"csra": convert_csra, "q2l": convert_q2l, "cprfl": convert_cprfl,
                   "asl": convert_asl}
-    for key in ("state_dict", "model"):
-        if key in state:
-            state = state[key]
-    plain = {}
-    for key, tensor in state.items():
-        plain[key.removeprefix("module.")] = tensor
-    return converters[name](plain)
+    if name not in converters:
+        raise ValueError(f"no released checkpoints of {name!r}: choose from {list(converters)}")
+    try:
+        for key in ("state_dict", "model"):
+            if key in state:
+                state = state[key]
+        plain = {}
+        for key, tensor in state.items():
+            plain[key.removeprefix("module.")] = tensor
+        return converters[name](plain)
+    except Exception as error:  # a name is missing, a shape is another one, ...
+        raise ValueError(f"not a checkpoint released with {name} ({error!r})") from error
 
 
 # --------------------------------------------------------------------------------------------- CSRA
@@ -29,7 +34,7 @@ def convert_csra(state):
     unused = ("head.", "head_dist.", "pre_logits.", "fc.")
     result = {}
     heads = []  # their weights (K, d, 1, 1)
-    for name, tensor in state.items():
+    for name, tensor in sorted(state.items()):
         if name.startswith("classifier.multi_head."):
             heads.append(tensor)
         elif not name.startswith(unused):
@@ -120,6 +125,8 @@ def convert_cprfl(state):
 
 def convert_asl(state):
     """TResNet."""
+    if "body.conv1.0.weight" not in state:
+        raise ValueError("no TResNet")
     result = {}
     for name, tensor in tresnet.checkpoint_filter_fn(state, None).items():
         name = f"backbone.{name}".replace("backbone.head.fc.", "head.")

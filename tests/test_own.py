@@ -17,6 +17,7 @@ import asl
 import cprfl
 import csra
 import eval as evaluation
+import lib.released
 import q2l
 import train
 from data import InputError
@@ -200,7 +201,7 @@ def test_a_released_checkpoint_predicts_without_the_data_set(tmp_path, capsys):
             (["--model", "csra"], "--model and --data must say"),
             (["--model", "csra", "--data", "coco2014"], "it does not fit: check --data"),
             (["--model", "q2l", "--data", "voc2007"], "released.pth: .*authors of q2l"),
-            (["--model", "asl", "--data", "voc2007"], "released.pth: .*it does not fit: check")):
+            (["--model", "asl", "--data", "voc2007"], "released.pth: .*authors of asl")):
         with pytest.raises(InputError, match=message):
             convert.main([*model_and_data, *flags, str(tmp_path / "other")])
     with pytest.raises(InputError, match="out: .*File exists"):
@@ -382,3 +383,10 @@ def test_frozen_batchnorms_need_batchnorm():
     method, s = settings("--backbone", "test_convnext", "--freeze-bn")
     with pytest.raises(InputError, match="test_convnext has no BatchNorm"):
         starting_model(method, s, ["a"], load_weights=False)
+
+
+def test_what_is_no_released_checkpoint_is_a_value_error():
+    for name in ("csra", "q2l", "cprfl", "asl", "nonesuch"):
+        for state in ({}, {"conv1.weight": torch.ones(1)}, {"model": 3}, {3: torch.ones(1)}):
+            with pytest.raises(ValueError, match=name):
+                lib.released.convert(name, state)
