@@ -115,8 +115,9 @@ DB_SETTINGS = {  # published
 def rebalanced_weight(targets, class_freq, alpha, beta, mu):
     """r-hat (B, K) of the distribution-balanced loss, in [alpha, alpha + 1].
 
-    It depends on P^C / P^I. Classes are sampled evenly. P^C is how often an image is drawn for
-    class k. P^I is how often it is drawn at all, which is more if it has other labels.
+    Imagine that a class is drawn evenly, then one of its images. P^C = 1 / n_k is the chance of one
+    image of class k, if k is drawn. P^I is the sum of 1 / n over the classes that an image has. The
+    ratio is used for all K classes, as released.
     """
     p_class = 1 / class_freq.clamp(min=1)  # P^C = 1 / (K n_k); K cancels
     positive = targets == 1
@@ -139,8 +140,8 @@ def distribution_balanced_loss(logits, targets, class_freq, num_images=None, alp
     if num_images is None:
         num_images = class_freq.sum()
     prior = class_freq.clamp(min=1) / num_images
-    nu = -kappa / lam * torch.logit(prior, eps=1e-6)
-    z = z - nu  # lowers the logits of rare classes
+    nu = -kappa / lam * torch.logit(prior, eps=1e-6)  # positive for rare classes
+    z = z - nu
     positive = targets == 1
     scale = torch.where(positive, 1.0, lam)
     bce = F.softplus(torch.where(positive, -z, lam * z))

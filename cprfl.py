@@ -166,9 +166,9 @@ class CPRFL(nn.Module):
         """Eq. 3-6 before the sigmoid: (B, K)."""
         refined = self.interaction(tokens, prompts)  # (B, K, d)
         if self.paths == "interaction":
-            prompts = prompts.detach()
+            prompts = prompts.detach()  # no gradient through the right side of the product
         if self.paths == "direct":
-            refined = refined.detach()
+            refined = refined.detach()  # none through the interaction
         return (at_least_float32(refined) * at_least_float32(prompts)).sum(-1)  # Eq. 6
 
     def forward(self, images):
@@ -274,7 +274,7 @@ def read_text_features(source, count):
     if features.ndim != 2 or len(features) != count or not features.isfinite().all():
         raise ValueError(f"text features {tuple(features.shape)}: must be finite, ({count}, m)")
     norm = features.norm(dim=1).mean()
-    if isinstance(source, str) and norm < 3:  # a tensor may come from a checkpoint, to be tested
+    if isinstance(source, str) and norm < 3:  # not for the tensor of a checkpoint, which is trained
         warnings.warn(f"the text features have a mean norm of {norm:.1f}, CLIP's have about 10: "
                       "scale them to 10; at norm 1 CPRFL trains far worse")
     return features

@@ -19,8 +19,8 @@ Where the paper, the released code and this file differ:
 - Mixed precision: the released code has none. Here, train.py enables it where it can (--amp off
   disables it). The pooling in Eq. 2-4 runs in float32 or higher.
 - Infinite temperature, which takes the maximum: 99 in the released code, math.inf here.
-- Warm-up: in the released code, the learning rate of the first step is 0. Here, the first step
-  already has the first learning rate above 0.
+- Warm-up: in the released code, the learning rate of the first step is 0, so this step changes
+  nothing. Here, it is left out.
 
 Run: python csra.py                            synthetic scenes on a CPU: 99.8 mAP in 1 to 2.5 min
      python csra.py --data voc2007 --root DIR  the paper's recipe: 94.7 mAP there, not run here
@@ -161,7 +161,8 @@ def param_groups(model, lr, weight_decay, head_lr=10.0):
     return [backbone, head]
 
 
-# "step": the learning rate is multiplied by 0.1 every `decay_epochs`, after a linear warm-up.
+# "step": the learning rate is multiplied by 0.1 every `decay_epochs`, counted from the start of
+# training. In the first `warmup_epochs`, there is also a linear warm-up.
 PAPER = {
     "backbone": "resnet101.tv_in1k", "pretrained": True, "image_size": 448,
     "mean": (0., 0., 0.), "std": (1., 1., 1.), "augment": ("crop", "flip"),

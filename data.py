@@ -90,14 +90,14 @@ def load(name, root="", split="train", *, drop_unlabelled=False, difficult="igno
         raise InputError(f"{name} has no split {split} in {root}")
     if long_tail != 0 and long_tail < 1:
         raise InputError(f"--long-tail {long_tail}: most / least frequent class must be at least 1")
-    drawn = name.startswith("scenes")  # without files
-    if not root and not drawn:
+    synthetic = name.startswith("scenes")  # drawn by code, without files
+    if not root and not synthetic:
         raise InputError(f"{name} needs --root, the folder that holds it")
     root = Path(root)
     if download:
         with explain_errors(f"--download of {name}", f"put it into {root} by hand"):
             DOWNLOADS[name](root)
-    if not drawn and not root.is_dir():
+    if not synthetic and not root.is_dir():
         raise InputError(f"{name} needs --root, the folder that holds it; {root} is none")
 
     classes, paths, targets = READERS[name](root, split)
@@ -181,7 +181,7 @@ def cutout(image):
     x = random_integer(width)
     color = torch.randint(256, (3, 1, 1), dtype=torch.uint8)
     top = max(y - height // 4, 0)
-    bottom = y + height // 4 + 1  # as released: the last row and column are covered, too
+    bottom = y + height // 4 + 1  # + 1 as in the code released with ASL, Q2L and CPRFL
     left = max(x - width // 4, 0)
     right = x + width // 4 + 1
     image[:, top:bottom, left:right] = color
@@ -198,7 +198,8 @@ def make_loader(dataset, settings, training):
         dataset.transform = transform(settings.image_size, settings.augment)
         dataset.seed = settings.seed
         drop_last = settings.drop_last and len(dataset) >= settings.batch_size
-        # The sampler's random numbers depend on its seed + epoch: so no two seeds share an order.
+        # torch seeds the order with seed + epoch. Times 10000: else seed 1 would repeat the orders
+        # of seed 0, one epoch earlier.
         sampler = DistributedSampler(dataset, num_replicas=world_size(), rank=rank(),
                                      seed=10000 * settings.seed, drop_last=drop_last)
     else:
@@ -209,10 +210,10 @@ def make_loader(dataset, settings, training):
     workers = settings.workers
     if workers < 0:
         workers = default_workers()
-    return DataLoader(dataset, batch_size=settings.batch_size // world_size(),
+    # DataLoader draws a number per epoch: from a generator of its own, not from dropout's.
+    return DataLoader(dataset, batch_size=max(settings.batch_size // world_size(), 1),
                       sampler=sampler, drop_last=drop_last, num_workers=workers,
-                      pin_memory=torch.cuda.is_available(),
-                      generator=torch.Generator())  # it draws a seed per epoch: not from dropout's
+                      pin_memory=torch.cuda.is_available(), generator=torch.Generator())
 
 
 def default_workers():

@@ -55,7 +55,7 @@ def average_precision(scores, targets, kind="all-points"):
 
 def average_precision_of_class(scores, targets, kind):
     """AP of one class; scores, targets (N,)."""
-    _, images, positives = count_by_score(scores, targets)
+    _, images, positives = count_by_score(scores, targets)  # per score, from the highest
     total = positives.sum()
     if total == 0:
         return np.nan
@@ -78,7 +78,7 @@ def count_by_score(scores, targets):
     """
     known = targets >= 0
     levels, index, images = np.unique(-scores[known], return_inverse=True, return_counts=True)
-    positives = np.bincount(index, targets[known] == 1)
+    positives = np.bincount(index, weights=targets[known] == 1)
     return -levels, images, positives
 
 
@@ -177,7 +177,8 @@ def predict(model, loader, normalize, amp_dtype, flip=False):
             views = [model(images)]
             if flip:
                 views.append(model(images.flip(3)))
-        all_logits.append(torch.stack(views))  # on the device: .cpu() would wait in each batch
+        # (views, B, K), on the device: .cpu() would wait in each batch
+        all_logits.append(torch.stack(views))
         if step % 50 == 0 and distributed.is_main():
             print(f"tested {step} of {len(loader)} batches", file=sys.stderr)
 
@@ -223,8 +224,8 @@ class Residual(nn.Module):
             s = self.model.head.scores(self.model.features(images))  # (B, heads, K, HW)
         else:
             _, maps = self.model.attention(images)  # class scores (B, K, H, W)
-            s = maps.flatten(2).unsqueeze(1)
-        return self.csra.residual(s, self.lam).sum(1)
+            s = maps.flatten(2).unsqueeze(1)  # (B, 1, K, HW): one head
+        return self.csra.residual(s, self.lam).sum(1)  # over heads
 
 
 class Evaluation:
@@ -254,7 +255,8 @@ class Evaluation:
         dataset = load(name, root, split, drop_unlabelled=self.settings.drop_unlabelled,
                        difficult=self.settings.difficult, long_tail=self.settings.long_tail)
         lost = [label for label in self.classes if label not in dataset.classes]
-        # The names in a test.csv without its train.csv need not be all that there are.
+        # A test.csv with a column of label names shows only the classes that occur in it. Without
+        # train.csv, it is no error that others of the model are missing: no test image has them.
         if lost and not (name == "csv" and names_alone(Path(root), split)):
             raise InputError(f"{name} lacks {len(lost)} classes of the model ({lost[:5]}): "
                              "--data and --root must have them")
@@ -369,14 +371,15 @@ def read_threshold(text, classes):
     """--threshold, a number or a file of tools/thresholds.py -> (K,). Raises InputError."""
     remedy = "a number in [0, 1] is needed, or a file of tools.thresholds for these classes"
     with explain_errors(f"--threshold {text}", remedy):
-        values = text
         if Path(text).is_file():
             content = json.loads(Path(text).read_bytes())
             values = content["threshold"]
+        else:
+            values = float(text)
         if isinstance(values, dict):
             values = [values[name] for name in classes]
         values = np.array(values, float)
-        if not (abs(values) <= 1).all():  # the best threshold may be just below 0
+        if not (abs(values) <= 1).all():  # just below 0: a score of 0 counts
             raise ValueError("not a probability")
         return np.broadcast_to(values, len(classes))
 

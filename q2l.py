@@ -25,8 +25,8 @@ Where the paper, the released code and this file differ:
 - The decoder's input is 0. The label embeddings are its position embeddings. They are added in
   every layer, as released.
 - VOC 2007: the run that reaches 96.1 has self-attention in the second decoder layer only. Here,
-  both layers have it. In the first layer, the input is 0, so it only adds the same vector to every
-  label.
+  both layers have it. The values of the first layer's self-attention are 0 before their projection,
+  so it only adds the same vector to every label.
 - Cutout on COCO and NUS-WIDE: a square of half the image side, as in the public logs that reach the
   paper's mAP. The released default length raises an error today.
 - Left out: the released learning rate factor of batch / 256, which OneCycle overrides.
@@ -59,9 +59,9 @@ class Attention(nn.Module):
         self.k = nn.Linear(d, d)
         self.v = nn.Linear(d, d)
         self.out_proj = nn.Linear(d, d)
+        bound = math.sqrt(6 / (d + 3 * d))  # of one matrix (3 d, d), as in nn.MultiheadAttention
         for linear in (self.q, self.k, self.v):
-            # the bound sqrt(6 / (d + 3 d)), of one matrix (3 d, d), as in nn.MultiheadAttention
-            nn.init.xavier_uniform_(linear.weight, gain=math.sqrt(0.5))
+            nn.init.uniform_(linear.weight, -bound, bound)
             nn.init.zeros_(linear.bias)
         nn.init.xavier_uniform_(self.out_proj.weight)
         nn.init.zeros_(self.out_proj.bias)
@@ -117,8 +117,8 @@ class Layer(nn.Module):
         found, weights = self.multihead_attn(x + pos, keys, values, need_map)  # Eq. 2
         x = self.norm2(x + self.dropout(found))
         hidden = self.linear1(x)  # (B, N, ffn)
-        # ReLU after dropout gives the same values, as dropout multiplies by 0 or more; in this
-        # order, both work in place.
+        # Dropout before ReLU gives the same values: it multiplies by 0 or more. In this order, both
+        # can work in place, because ReLU's backward pass needs its own output.
         hidden = F.dropout(hidden, self.dropout.p, self.training, inplace=True).relu_()
         x = self.norm3(x + self.dropout(self.linear2(hidden)))  # Eq. 3
         return x, weights
@@ -164,8 +164,9 @@ class Q2LHead(nn.Module):
         for layer in self.encoder:  # queries and keys are tokens + pos, values are tokens
             tokens, _ = layer(tokens, pos, tokens + pos, tokens)
 
-        # Until cross-attention, the queries are the same for all images: one row is enough. The
-        # dropout of self-attention would differ between images: then B rows.
+        # The decoder's input does not depend on the image, so one row serves the batch; the first
+        # cross-attention makes B rows of it. With dropout in self-attention, each image needs its
+        # own row.
         rows = 1
         if self.training and self.decoder[0].self_attention:
             rows = tokens.shape[0]

@@ -105,7 +105,7 @@ def train(method, settings):
 
     # What runs a training step.
     network = model
-    if world_size > 1:  # a blank image finds parameters that never get a gradient: they are frozen
+    if world_size > 1:  # parameters that never get a gradient are frozen: DDP would wait for them
         network = distributed.data_parallel(model, settings.image_size, device)
     if settings.compile:
         model.compile()  # in place, so `network` runs it too
@@ -130,7 +130,8 @@ def train(method, settings):
         # Random numbers depend on seed, epoch and process rank, so --resume repeats them.
         train_loader.sampler.set_epoch(epoch)  # the order
         train_set.set_epoch(epoch)  # augmentations
-        torch.manual_seed(hash((settings.seed, epoch, distributed.rank())))  # dropout
+        # dropout; a hash of integers is the same in every process
+        torch.manual_seed(hash((settings.seed, epoch, distributed.rank())))
         network.train()
         if settings.freeze_bn:
             for norm in batchnorms(model.backbone):
@@ -154,7 +155,8 @@ def train(method, settings):
                     loss = loss * len(x) / len(images)
                 else:
                     loss = loss * world_size  # DistributedDataParallel takes the mean of gradients
-                # --grad-checkpointing reruns the forward pass here; BatchNorm must count it once.
+                # With --grad-checkpointing, backward() runs the forward pass again. This second
+                # pass must not update BatchNorm's running statistics.
                 with statistics_held(norms):
                     scaler.scale(loss).backward()
                 step_loss = step_loss + loss.detach()
@@ -182,7 +184,7 @@ def train(method, settings):
                 print_once(f"epoch {epoch + 1}/{settings.epochs} step {step}/{len(train_loader)} "
                            f"loss {mean_loss:.4f} lr {lr:.2e}")
 
-        # Test.
+        # Test. mean_loss and lr are those of the last report, which the last step makes.
         mean_loss = sum(distributed.gather(mean_loss)) / world_size
         line = {"epoch": epoch + 1, "loss": mean_loss, "lr": lr}
         scores = predict(reported, monitor_loader, normalize, amp_dtype)  # (N, K)
@@ -256,7 +258,7 @@ def make_schedule(optimizer, settings, steps_per_epoch):
     if settings.schedule == "onecycle":
         peaks = [group["lr"] for group in optimizer.param_groups]
         pct_start = settings.pct_start
-        if pct_start * total_steps == 1:  # torch would divide by 0, the rise's steps less one
+        if pct_start * total_steps == 1:  # OneCycleLR divides by pct_start * total_steps - 1
             pct_start = pct_start * (1 - 1e-6)
         return OneCycleLR(optimizer, peaks, total_steps, pct_start=pct_start)
 
@@ -265,6 +267,7 @@ def make_schedule(optimizer, settings, steps_per_epoch):
     else:
         decay = CosineAnnealingLR(optimizer, total_steps)
     warmup_steps = max(round(settings.warmup_epochs * steps_per_epoch), 1)
+    # The factor is (t + 1) / warmup_steps at step t = 0, 1, ..., then 1.
     warmup = LinearLR(optimizer, 1 / warmup_steps, total_iters=warmup_steps - 1)
     return ChainedScheduler([decay, warmup])  # their factors are multiplied
 

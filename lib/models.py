@@ -40,10 +40,12 @@ def build_model(method, settings, classes):
     Raises InputError.
     """
     what = f"{settings.model}, backbone {settings.backbone}"
-    if settings.pretrained:
-        refuse_pooled_norm(settings.backbone)
     try:
+        if settings.pretrained:
+            refuse_pooled_norm(settings.backbone)
         model = method.build(classes, **settings_for(method.build, settings))
+    except InputError:
+        raise
     except Exception as error:  # timm and open_clip raise many kinds of error
         text = str(error)[:800] or repr(error)
         raise InputError(
@@ -63,7 +65,7 @@ def build_model(method, settings, classes):
 
 def refuse_pooled_norm(backbone):
     """Some ViTs (BEiT, EVA-02) were trained with their last norm after the average pooling. Without
-    the pooling, timm would make a new norm. Raises InputError."""
+    the pooling, timm would make a new norm, without pretrained weights. Raises InputError."""
     with torch.device("meta"):
         as_trained = timm.create_model(backbone)
     norm = getattr(as_trained, "fc_norm", None)
@@ -122,6 +124,7 @@ def load_backbone(backbone, path):
     tensor of the backbone must come from it. Raises InputError."""
     with explain_errors(path, "a file of this backbone's weights is needed, under names that timm "
                         "knows"):
+        # The module of the architecture may have a function that converts published names.
         timm_module = inspect.getmodule(type(backbone))
         convert = getattr(timm_module, "checkpoint_filter_fn", None)
         result = timm.models.load_checkpoint(backbone, path, use_ema=False, strict=False,
@@ -146,6 +149,7 @@ def load_matching(model, settings, classes):
     own = model.state_dict()
     loaded = {}
     for name, tensor in state.items():
+        # a guess by shape: outside the backbone, this length is the number of classes
         of_classes = not name.startswith("backbone.") and len(old_classes) in tensor.shape
         if name == "text_features" or (of_classes and classes != old_classes):
             continue  # CPRFL's text features follow from the flags of this run
@@ -177,8 +181,8 @@ def without_weights(settings):
     """A copy that builds the model at random, without a download: a checkpoint has all weights."""
     settings = copy.copy(settings)
     settings.pretrained = False
-    if getattr(settings, "tune_text", False) and not settings.text.startswith("random"):
-        settings.text = f"random-{settings.text}"  # CPRFL's text tower
+    if hasattr(settings, "text") and not settings.text.startswith("random"):
+        settings.text = f"random-{settings.text}"  # CPRFL's text tower, or the features it gave
     return settings
 
 

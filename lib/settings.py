@@ -1,6 +1,5 @@
 """The command line of train.py: a method's recipe for a data set, overridden by flags."""
 import argparse
-import ast
 import inspect
 import os
 import re
@@ -16,8 +15,9 @@ from readers import READERS
 from readers.errors import InputError, explain_errors
 
 USAGE = "%(prog)s [flags]    --help lists them"
-ONLY_FOR = {"pct_start": "onecycle", "decay_epochs": "step", "warmup_epochs": "step or cosine",
-            "schedule_epochs": "onecycle or cosine"}  # the schedules that look at it
+ONLY_FOR = {  # the schedules that look at a setting
+    "pct_start": ["onecycle"], "decay_epochs": ["step"], "warmup_epochs": ["step", "cosine"],
+    "schedule_epochs": ["onecycle", "cosine"]}
 MAY_CHANGE = {"resume", "workers", "root", "out", "compile", "download"}  # when a run is resumed
 
 
@@ -49,6 +49,7 @@ def read_command_line(argv, positional=None):
         parser.error("--resume needs --out, the folder of the run to continue")
     if settings.resume and last.is_file():
         settings = stored_settings(last, settings, given)
+        method = import_method(settings.model)  # the run's, where --model is not given
     else:
         if "epochs" in given and "schedule_epochs" not in given:
             settings.schedule_epochs = 0  # else a short run might end while the learning rate rises
@@ -134,6 +135,7 @@ def add_keywords(parser, function, help_text):
         if default is parameter.empty or parameter.name == "reduction":
             continue
         flag = "--" + parameter.name.replace("_", "-")
+        # None without that annotation: an int or a bool
         if default is None and parameter.annotation != str | None:
             add_flag(parser, flag, default, help_text, kind=literal)
         else:
@@ -141,7 +143,8 @@ def add_keywords(parser, function, help_text):
 
 
 def add_flag(parser, flag, default, help_text, kind=str, choices=None):
-    """A flag whose type is that of a number or bool as default, else `kind`: text -> value."""
+    """The default decides: a bool makes --flag and --no-flag; a number is of the default's type,
+    and at least 0 or the default; otherwise `kind` turns the text into a value."""
     if isinstance(default, bool):
         parser.add_argument(flag, default=default, help=help_text,
                             action=argparse.BooleanOptionalAction)
@@ -194,7 +197,10 @@ def names(text):
 
 def literal(text):
     """An int, or true, false or none."""
-    return ast.literal_eval(text.capitalize())
+    words = {"true": True, "false": False, "none": None}
+    if text.lower() in words:
+        return words[text.lower()]
+    return int(text)
 
 
 # -------------------------------------------------------------------------------- what flags decide
@@ -220,6 +226,7 @@ def set_normalization(settings, given):
         inputs = read_checkpoint(settings.init)["settings"]
     else:
         with explain_errors(f"--backbone {settings.backbone}", "choose another of timm's names"):
+            # timm has none: those of the recipe stay
             inputs = timm.get_pretrained_cfg(settings.backbone) or settings
     for name in {"mean", "std"} - given:
         setattr(settings, name, tuple(getattr(inputs, name)))
@@ -229,7 +236,7 @@ def check_settings(settings, given, parser, method):
     """Refuses flags without effect and settings that cannot work."""
     for name, schedules in ONLY_FOR.items():
         if name in given and settings.schedule not in schedules:
-            parser.error(f"{name} is for --schedule {schedules}")
+            parser.error(f"--{name.replace('_', '-')} is for --schedule {' or '.join(schedules)}")
     if 0 < settings.schedule_epochs < settings.epochs:
         parser.error(f"--epochs {settings.epochs}: the schedule ends before; --schedule-epochs 0 "
                      "makes it as long")
@@ -240,8 +247,8 @@ def check_settings(settings, given, parser, method):
     for name in ("epochs", "batch_size", "image_size", "accumulate", "decay_epochs"):
         if getattr(settings, name) < 1:
             parser.error(f"--{name.replace('_', '-')} must be at least 1")
-    if not 0 <= settings.pct_start <= 1:
-        parser.error("--pct-start is a share, from 0 to 1")
+    if not 0 <= settings.pct_start < 1:
+        parser.error("--pct-start is a share, below 1")
     if min(settings.std) <= 0:
         parser.error("--std must be above 0")
     if {"text", "text_features"} <= given:

@@ -227,6 +227,7 @@ def test_checkpoints_that_lack_something(trained, tmp_path, monkeypatch):
     (["--backbone", "test_vit", "--image-size", "100"], "test_vit"),
     (["--backbone", "mixer_s32_224"], "mixer_s32_224"),
     (["--backbone", "nonesuch"], "nonesuch"), (["--backbone", "resnet18.nonesuch"], "nonesuch"),
+    (["--backbone", "nonesuch", "--pretrained", "--mean", "0,0,0", "--std", "1,1,1"], "nonesuch"),
     (["--lam", "abc"], "--lam"), (["--optimizer", "adam", "--lr", "nan"], "--lr")])
 def test_settings_that_cannot_work_are_one_line(flags, message, tmp_path, capsys):
     with pytest.raises(SystemExit) as stop:
@@ -305,11 +306,12 @@ def test_fp16_with_sgd_keeps_its_momentum(tmp_path):
 @pytest.mark.parametrize("flags, message", [
     (["--resume"], "--resume needs --out"), (["--report", "ema"], "--ema DECAY"),
     (["--model", "cprfl", "--text", "RN50", "--text-features", "x.npy"], "leave --text out"),
-    (["--std", "0,1,1"], "--std"), (["--pct-start", "2", "--schedule", "onecycle"], "--pct-start"),
-    (["--warmup-epochs", "3", "--schedule", "onecycle"], "warmup_epochs is for"),
-    (["--decay-epochs", "3", "--schedule", "cosine"], "decay_epochs is for --schedule step"),
-    (["--pct-start", "0.4", "--schedule", "step"], "pct_start is for"), (["--lam", "nan"], "--lam"),
-    (["--schedule", "step", "--schedule-epochs", "9"], "schedule_epochs is for"),
+    (["--std", "0,1,1"], "--std"), (["--pct-start", "1", "--schedule", "onecycle"], "--pct-start"),
+    (["--output-stride", "8px"], "--output-stride"),
+    (["--warmup-epochs", "3", "--schedule", "onecycle"], "--warmup-epochs is for"),
+    (["--decay-epochs", "3", "--schedule", "cosine"], "--decay-epochs is for --schedule step"),
+    (["--pct-start", "0.4", "--schedule", "step"], "--pct-start is for"), (["--lam", "nan"], "--lam"),
+    (["--schedule", "step", "--schedule-epochs", "9"], "--schedule-epochs is for"),
     (["--lam", "-1"], "--lam"),
     (["--seed", "1e3"], "invalid int value")])
 def test_flags_of_training_without_effect_are_errors(flags, message, tmp_path, capsys):
@@ -416,3 +418,11 @@ def test_a_named_pipe_does_not_hang(tmp_path):
         predict.images_in([str(tmp_path / "pipe.jpg")])
     with pytest.raises(InputError, match="no images in"):
         predict.images_in([str(tmp_path)])
+
+
+def test_resume_without_the_method_takes_that_of_the_run(tmp_path):
+    flags = own(tmp_path)
+    flags[1] = "asl"
+    train.main([*flags, "--epochs", "1", "--out", str(tmp_path / "run")])
+    method, settings = read_command_line(["--resume", "--out", str(tmp_path / "run")])
+    assert (method.__name__, settings.model) == ("asl", "asl")

@@ -48,11 +48,12 @@ def images_in(paths):
     for path in paths:
         if Path(path).is_file():
             files.append(path)
-        elif not Path(path).is_dir():
+        elif Path(path).is_dir():
+            for file in sorted(Path(path).rglob("*")):
+                if file.suffix.lower() in SUFFIXES and file.is_file():  # no named pipe
+                    files.append(str(file))
+        else:
             raise InputError(f"{path} is neither a file nor a folder")
-        for file in sorted(Path(path).rglob("*")):
-            if file.suffix.lower() in SUFFIXES and file.is_file():  # no named pipe
-                files.append(str(file))
     if not files:
         raise InputError(f"no images in {paths}")
     return files
@@ -79,7 +80,7 @@ def main(argv=None):
                 raise FileExistsError("it holds images already")
 
     model, classes, prepare = open_checkpoint(args.checkpoint, args.weights, args.image_size)
-    device = distributed.start()
+    device = distributed.start()  # called before: this returns the device
     model.to(device, memory_format=torch.channels_last)
     thresholds = read_threshold(args.threshold, classes)
 

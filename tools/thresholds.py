@@ -28,9 +28,13 @@ def best_threshold(scores, targets):
     f1 = 2 * positives.cumsum() / (images.cumsum() + total)
     best = f1.argmax()
     above = levels[best]
-    below = np.append(levels, 0.0)[best + 1]
-    highest = np.nextafter(above, -1)  # below `above`, where the two are neighbors or 0
-    return float(min((above + below) / 2, highest))
+    below = 0.0  # under the lowest score
+    if best + 1 < len(levels):
+        below = levels[best + 1]
+    threshold = (above + below) / 2
+    if threshold >= above:  # `above` is 0, or the mean was rounded up to it
+        threshold = np.nextafter(above, -1)
+    return float(threshold)
 
 
 def main(argv=None):
