@@ -18,9 +18,9 @@ Where the paper, the released code and this file differ:
   epoch. Only one public log runs to the end of its schedule. Its EMA ends 3.5 mAP below its best.
 - Reduction: a sum over batch and classes, as released. If you choose this loss with --loss asl, for
   any method, it is the mean.
-- Logarithm: the released code takes the log of max(p, 1e-8). In fp16, 1e-8 is 0, so this is no
-  bound. In float32, it stops the gradient of a confident mistake. Here, the loss runs in float32 or
-  higher, and log p is a logsigmoid. With a margin, log(1 - p_m) needs no bound.
+- Logarithm: the released code takes the log of max(p, 1e-8). In fp16, 1e-8 is 0, so this is
+  not a bound. In float32, it stops the gradient of a confident mistake. Here, the loss runs in
+  float32 or higher, and log p is a logsigmoid. With a margin, log(1 - p_m) needs no bound.
 - Image size: 224 px by default in the released script, 448 px in the paper. Here: 448.
 - Inputs: in [0, 1], not normalized with mean and std, as released.
 - EMA: the released code uses the full decay from the first step. Here, train.py raises the decay
@@ -76,7 +76,7 @@ def at_least_float32(x):
 
 
 def focus(base, gamma, detach):
-    """base^gamma: base is 1 - p of a positive, p_m of a negative."""
+    """base^gamma: base is 1 - p for a positive, p_m for a negative."""
     if detach:
         base = base.detach()
     else:
@@ -115,7 +115,7 @@ DB_SETTINGS = {  # published
 def rebalanced_weight(targets, class_freq, alpha, beta, mu):
     """r-hat (B, K) of the distribution-balanced loss, in [alpha, alpha + 1].
 
-    Imagine that a class is drawn evenly, then one of its images. P^C = 1 / n_k is the chance of one
+    Imagine drawing a class uniformly, then one of its images. P^C = 1 / n_k is the chance of one
     image of class k, if k is drawn. P^I is the sum of 1 / n over the classes that an image has. The
     ratio is used for all K classes, as released.
     """
@@ -132,7 +132,7 @@ def distribution_balanced_loss(logits, targets, class_freq, num_images=None, alp
 
     class_freq (K,): training images per class. num_images: of the training split; by default the
     sum of class_freq, which counts an image once for each label. gamma > 0: the focal variant,
-    DB-focal, which tables quote (without the released code's constant factor 2); 0: the DB loss.
+    DB-focal, which published tables use (here without the released constant factor 2); 0: DB loss.
     As in the released code, the shift nu of the logits is -kappa / lam times the prior's logit.
     """
     z = at_least_float32(logits)
@@ -154,7 +154,7 @@ def distribution_balanced_loss(logits, targets, class_freq, num_images=None, alp
 
 def loss_by_name(name, class_freq, num_images, data):
     """The loss of --loss asl|focal|bce|db, for any method. It is the mean over the known entries,
-    so its size does not depend on the batch or the number of classes."""
+    so its scale does not depend on the batch size or the number of classes."""
     if name == "db":
         settings = DB_SETTINGS.get(data, {})
         return partial(distribution_balanced_loss, class_freq=class_freq, num_images=num_images,
@@ -166,8 +166,8 @@ def loss_by_name(name, class_freq, num_images, data):
 class Baseline(nn.Module):
     """Images (B, 3, image_size, image_size) -> logits (B, K): backbone, mean over cells, linear.
 
-    `backbone`: a timm name. `head_std`: of the classifier's first weights, 0.01 as released.
-    `output_stride`: 8 or 16 keeps a ResNet's maps finer than 1/32.
+    `backbone`: a timm name. `head_std`: standard deviation of the classifier's initial weights,
+    0.01 as released. `output_stride`: 8 or 16 keeps a ResNet's maps finer than 1/32.
     """
 
     def __init__(self, classes, *, backbone, pretrained, image_size, head_std=0.01,
@@ -177,7 +177,7 @@ class Baseline(nn.Module):
         fixed_size = getattr(config, "fixed_input_size", False)  # ViT, Swin
         self.backbone = timm.create_model(
             backbone, pretrained=pretrained, num_classes=0, global_pool="",
-            img_size=image_size if fixed_size else None,  # timm drops what is None
+            img_size=image_size if fixed_size else None,  # timm ignores None
             output_stride=output_stride)
         self.head = nn.Linear(self.backbone.num_features, len(classes))
         nn.init.normal_(self.head.weight, std=head_std)
@@ -185,7 +185,7 @@ class Baseline(nn.Module):
     def features(self, images):
         """(B, 3, h, w) -> (B, d, H, W), from NCHW (ResNet), NHWC (Swin) or tokens (ViT)."""
         x = self.backbone.forward_features(images)
-        if x.ndim == 3:  # tokens (B, prefix + HW, d); the prefix is a class token, registers
+        if x.ndim == 3:  # tokens (B, prefix + HW, d); the prefix: class and register tokens
             grid = self.backbone.patch_embed.dynamic_feat_size(images.shape[-2:])
             x = x[:, self.backbone.num_prefix_tokens:]
             x = x.transpose(1, 2).unflatten(2, grid)
@@ -194,7 +194,7 @@ class Baseline(nn.Module):
         return x
 
     def classify(self, x):
-        """(..., d) -> (..., K), in float32 also under autocast: in bfloat16 logits would tie."""
+        """(..., d) -> (..., K), in float32 even under autocast: in bfloat16, logits would tie."""
         weight = at_least_float32(self.head.weight)
         bias = at_least_float32(self.head.bias)
         with torch.autocast(x.device.type, enabled=False):
@@ -218,7 +218,7 @@ REDUCTION = "sum"  # for train.py: what `loss` does over the batch
 
 def param_groups(model, lr, weight_decay, head_lr=1.0):
     """Parameter groups. No weight decay on 1-D parameters (biases, norms), as released. `head_lr`:
-    the factor between the learning rates of the classifier and the backbone."""
+    the classifier's learning rate as a multiple of the backbone's."""
     groups = []
     for part, part_lr in ((model.backbone, lr), (model.head, head_lr * lr)):
         matrices = [p for p in part.parameters() if p.ndim > 1]
@@ -240,7 +240,7 @@ COCO = {
             "Query2Label's logs with this schedule"}
 LONG_TAIL = dict(  # the backbone in CPRFL's tables
     COCO, backbone="resnet101.tv_in1k", drop_unlabelled=False, epochs=80,
-    note="not a recipe of the paper, which has no long tail")
+    note="not from the paper, which has no long-tailed data")
 SCENES = {  # small, for a CPU
     "backbone": "test_resnet", "pretrained": False, "image_size": 128, "output_stride": 16,
     "mean": (0.5, 0.5, 0.5), "std": (0.25, 0.25, 0.25), "augment": ("flip",),

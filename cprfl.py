@@ -8,7 +8,7 @@ Classification", ACM MM 2024. Its equations:
     (3)   Z = [F; P]
     (4)   Z' = MHA(Z)                     visual-semantic interaction; keeps the prompts' outputs P'
     (5)   P'' = GELU(P' Wr + b3) Wo + b4  no residual connection, here or around the attention
-    (6)   s_k = sigmoid(p''_k . p_k)      the refined feature against its own prompt, unscaled
+    (6)   s_k = sigmoid(p''_k . p_k)      the refined feature times its own prompt, unscaled
     (7)   asymmetric loss, g+ 0, g- 4, margin 0.05
 
 Where the paper, the released code and this file differ:
@@ -81,7 +81,7 @@ class Interaction(nn.Module):
 
     def forward(self, tokens, prompts):
         q, k, v = self.queries_keys_values(tokens, prompts)
-        # Eq. 4. No dropout on the weights of the attention, as released.
+        # Eq. 4. No dropout on the attention weights, as released.
         x = F.scaled_dot_product_attention(q, k, v)
         x = self.dropout(self.to_out(x.transpose(1, 2).flatten(2)))  # (B, K, d)
         hidden = self.dropout(F.gelu(self.Wr(self.norm2(x))))  # (B, K, ffn)
@@ -91,7 +91,7 @@ class Interaction(nn.Module):
 class CPRFL(nn.Module):
     """Images (B, 3, image_size, image_size) -> logits (B, K): Eq. 1-6 on a backbone.
 
-    `text`: the text tower, a model name of open_clip. random-NAME is the same tower, untrained;
+    `text`: the text tower, an open_clip model name. random-NAME is the same tower, untrained;
     random means random-RN50. `tune_text` trains the tower. `text_features` replaces it with your
     own features (K, m): a tensor, or a .npy or .pt file. Their norm should be near 10, like CLIP's.
     `prompts`: nonlinear (Eq. 2; its hidden width is tau x d_model), linear or random. `paths`: how
@@ -112,14 +112,14 @@ class CPRFL(nn.Module):
         fixed_size = getattr(config, "fixed_input_size", False)  # ViT, Swin
         self.backbone = timm.create_model(
             backbone, pretrained=pretrained, num_classes=0, global_pool="",
-            img_size=image_size if fixed_size else None,  # timm drops what is None
+            img_size=image_size if fixed_size else None,  # timm ignores None
             output_stride=output_stride)
         self.phi = nn.Linear(self.backbone.num_features, d_model)
 
         # The text features W (K, m): your own, or those of a tower, which may be trained.
         self.tune_text = tune_text
         if tune_text and text_features is not None:
-            raise ValueError("tune_text trains the encoder `text`: it takes no text_features")
+            raise ValueError("tune_text trains the text tower: leave text_features out")
         if text_features is not None:
             features = read_text_features(text_features, len(classes))
         else:
@@ -146,7 +146,7 @@ class CPRFL(nn.Module):
     def features(self, images):
         """(B, 3, h, w) -> (B, width, H, W), from NCHW (ResNet), NHWC (Swin) or tokens (ViT)."""
         x = self.backbone.forward_features(images)
-        if x.ndim == 3:  # tokens (B, prefix + HW, d); the prefix is a class token, registers
+        if x.ndim == 3:  # tokens (B, prefix + HW, d); the prefix: class and register tokens
             grid = self.backbone.patch_embed.dynamic_feat_size(images.shape[-2:])
             x = x[:, self.backbone.num_prefix_tokens:]
             x = x.transpose(1, 2).unflatten(2, grid)
@@ -166,7 +166,7 @@ class CPRFL(nn.Module):
         """Eq. 3-6 before the sigmoid: (B, K)."""
         refined = self.interaction(tokens, prompts)  # (B, K, d)
         if self.paths == "interaction":
-            prompts = prompts.detach()  # no gradient through the right side of the product
+            prompts = prompts.detach()  # no gradient through the second factor
         if self.paths == "direct":
             refined = refined.detach()  # none through the interaction
         return (at_least_float32(refined) * at_least_float32(prompts)).sum(-1)  # Eq. 6
@@ -218,7 +218,7 @@ def loss(logits, targets, gamma_pos=0.0, gamma_neg=4.0, margin=0.05, eps=1e-8):
 
 def param_groups(model, lr, weight_decay, head_lr=1.0):
     """Parameter groups, as released: one learning rate, no weight decay on 1-D parameters.
-    `head_lr`: the factor between the learning rates of all else and the backbone."""
+    `head_lr`: the learning rate of everything else as a multiple of the backbone's."""
     backbone = list(model.backbone.parameters())
     rest = [p for name, p in model.named_parameters() if not name.startswith("backbone.")]
     groups = []
@@ -236,8 +236,8 @@ RELEASED = {
     "optimizer": "adamw", "lr": 1e-5, "weight_decay": 1e-4, "schedule": "onecycle",
     "pct_start": 0.1, "schedule_epochs": 80, "epochs": 80, "batch_size": 16, "drop_last": False,
     "ema": 0.998, "text": "RN50",
-    "note": "for 66.69 mAP on COCO-LT: runs to epoch 80, as the released loop; at which epoch the "
-            "paper's figure was taken is not known"}
+    "note": "for 66.69 mAP on COCO-LT: runs to epoch 80, like the released loop; it is not known "
+            "at which epoch the paper's figure was taken"}
 SCENES = {  # small, for a CPU
     "backbone": "test_resnet", "pretrained": False, "image_size": 128, "output_stride": 16,
     "mean": (0.5, 0.5, 0.5), "std": (0.25, 0.25, 0.25), "augment": ("flip",),
@@ -253,9 +253,9 @@ RECIPES = {  # the first is the default
     "voc-lt": dict(
         RELEASED, epochs=29,
         note="for 86.28 mAP: stops after 29 of 80 epochs, as a comment in the released code says; "
-             "at which epoch the paper's figure was taken is not known"),
-    "voc2007": dict(RELEASED, epochs=29, note="not a recipe of the paper"),
-    "coco2014": dict(RELEASED, note="not a recipe of the paper"),
+             "it is not known at which epoch the paper's figure was taken"),
+    "voc2007": dict(RELEASED, epochs=29, note="not a recipe from the paper"),
+    "coco2014": dict(RELEASED, note="not a recipe from the paper"),
 }
 
 
@@ -270,13 +270,14 @@ def read_text_features(source, count):
         features = torch.as_tensor(features, dtype=torch.float32)
     except Exception as error:  # damaged files raise many kinds of error
         kind = type(error).__name__
-        raise ValueError(f"text features {source}: not .npy or .pt ({kind})") from error
+        raise ValueError(f"text features {source}: not a .npy or .pt file ({kind})") from error
     if features.ndim != 2 or len(features) != count or not features.isfinite().all():
-        raise ValueError(f"text features {tuple(features.shape)}: must be finite, ({count}, m)")
+        raise ValueError(f"text features {tuple(features.shape)}: must be finite, of shape "
+                         f"({count}, m)")
     norm = features.norm(dim=1).mean()
-    if isinstance(source, str) and norm < 3:  # not for the tensor of a checkpoint, which is trained
-        warnings.warn(f"the text features have a mean norm of {norm:.1f}, CLIP's have about 10: "
-                      "scale them to 10; at norm 1 CPRFL trains far worse")
+    if isinstance(source, str) and norm < 3:  # a tensor may come from a trained checkpoint
+        warnings.warn(f"the text features have a mean norm of {norm:.1f}, but CLIP's have about "
+                      "10: scale them to 10; at norm 1, CPRFL trains far worse")
     return features
 
 
@@ -290,8 +291,8 @@ def text_tower(classes, text):
         text = "random-RN50"
     name = text.removeprefix("random-")
     if name not in open_clip.list_models():
-        raise ValueError(f"text={text}: random, or one of {', '.join(open_clip.list_models())}, or "
-                         "random- before one")
+        raise ValueError(f"text={text}: choose random, NAME or random-NAME, where NAME is one of "
+                         f"{', '.join(open_clip.list_models())}")
     tags = open_clip.list_pretrained_tags_by_model(name)
     tag = None  # untrained
     if name == text:
@@ -305,7 +306,7 @@ def text_tower(classes, text):
             tower = open_clip.create_model(name, tag, force_quick_gelu=quick_gelu)
     except (OSError, RuntimeError) as error:
         raise ValueError(f"text={text}: {str(error)[:100]}...\nTwo ways out: go online once, or "
-                         "--text-features FILE: a .npy or .pt file with your own "
+                         "use --text-features FILE, a .npy or .pt file with your own features "
                          f"({len(classes)}, m)") from error
     del tower.visual, tower.logit_scale  # text features need neither
     sentences = [f"a photo of a {label.replace('_', ' ')}." for label in classes]

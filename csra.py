@@ -52,7 +52,7 @@ class CSRAHead(nn.Module):
     """Logits (B, K) from feature maps (B, d, H, W): Eq. 1-4.
 
     `heads`: 1, 2, 4, 6 or 8, each with the paper's temperatures, else ValueError. `lam`: weight
-    of the attention; with 0, one head is a normalized linear classifier of the mean feature.
+    of the attention; with 0, one head is a normalized linear classifier on the mean feature.
     """
 
     def __init__(self, dim, num_classes, heads=1, lam=0.1):
@@ -84,7 +84,7 @@ class CSRAHead(nn.Module):
         return z
 
     def attention(self, x):
-        """The a of Eq. 2, (B, heads, K, H, W), each of sum 1; T = infinity: 1 at the maximum."""
+        """The a of Eq. 2, (B, heads, K, H, W); each sums to 1. T = infinity: 1 at the maximum."""
         maps = []
         for s, T in zip(self.scores(x).unbind(1), self.temperatures):
             if T == INF:
@@ -108,7 +108,7 @@ class CSRA(nn.Module):
         fixed_size = getattr(config, "fixed_input_size", False)  # ViT, Swin
         self.backbone = timm.create_model(
             backbone, pretrained=pretrained, num_classes=0, global_pool="",
-            img_size=image_size if fixed_size else None,  # timm drops what is None
+            img_size=image_size if fixed_size else None,  # timm ignores None
             output_stride=output_stride)
         self.head = CSRAHead(self.backbone.num_features, len(classes), heads, lam)
 
@@ -137,7 +137,7 @@ REDUCTION = "mean"  # for train.py: what `loss` does over the batch
 
 
 def residual(s, lam):
-    """The trick at test time, not used in training: z (..., K) from the class scores s (..., K, HW)
+    """The test-time trick, not used in training: z (..., K) from the class scores s (..., K, HW)
     of a linear classifier that was trained on their means."""
     return s.mean(-1) + lam * s.amax(-1)  # Fig. 1
 
@@ -152,7 +152,7 @@ def loss(logits, targets):
 
 
 def param_groups(model, lr, weight_decay, head_lr=10.0):
-    """Parameter groups, as released: `lr` for the backbone, the factor `head_lr` times `lr` for the
+    """Parameter groups, as released: `lr` for the backbone, `head_lr` times `lr` for the
     classifier; weight decay on all parameters."""
     backbone = {"params": list(model.backbone.parameters()), "lr": lr,
                 "weight_decay": weight_decay}
@@ -161,8 +161,8 @@ def param_groups(model, lr, weight_decay, head_lr=10.0):
     return [backbone, head]
 
 
-# "step": the learning rate is multiplied by 0.1 every `decay_epochs`, counted from the start of
-# training. In the first `warmup_epochs`, there is also a linear warm-up.
+# "step": the learning rate is multiplied by 0.1 every `decay_epochs` epochs, counted from the
+# start of training. In the first `warmup_epochs` epochs, there is also a linear warm-up.
 PAPER = {
     "backbone": "resnet101.tv_in1k", "pretrained": True, "image_size": 448,
     "mean": (0., 0., 0.), "std": (1., 1., 1.), "augment": ("crop", "flip"),
@@ -170,7 +170,7 @@ PAPER = {
     "warmup_epochs": 2., "epochs": 30, "batch_size": 16, "drop_last": False, "heads": 1,
     "lam": 0.1,
     "note": "for 94.7 mAP on VOC 2007; reports the last epoch"}
-LONG_TAIL = dict(PAPER, note="not a recipe of the paper, which has no long tail")
+LONG_TAIL = dict(PAPER, note="not from the paper, which has no long-tailed data")
 SCENES = {  # small, for a CPU
     "backbone": "test_resnet", "pretrained": False, "image_size": 128, "output_stride": 16,
     "mean": (0.5, 0.5, 0.5), "std": (0.25, 0.25, 0.25), "augment": ("flip",),

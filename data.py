@@ -53,7 +53,7 @@ class Dataset(torch.utils.data.Dataset):
         if self.transform is not None:
             # Random numbers depend on seed, epoch and index, so any process gets the same ones.
             seed = hash((self.seed, self.epoch, int(index)))
-            # The CPU's generator only, restored afterwards: torch.manual_seed seeds the GPU, too.
+            # Only the CPU's generator, restored afterward: torch.manual_seed seeds the GPU, too.
             with torch.random.fork_rng(devices=[]):
                 torch.default_generator.manual_seed(seed)
                 image = self.transform(image)
@@ -82,14 +82,15 @@ def load(name, root="", split="train", *, drop_unlabelled=False, difficult="igno
 
     name: see readers/; split: train, test, or val of your own images. `drop_unlabelled` leaves out
     images without a positive label, in each split; `difficult` says how VOC's difficult objects
-    count at test time, ignored (-1) or negative; `long_tail` makes a training split long-tailed,
+    count at test time: as ignored (-1) or negative; `long_tail` makes a training split long-tailed,
     with this ratio of the most to the least frequent class (0: off); `download` fetches VOC and the
-    long-tailed lists; `check` refuses missing images.
+    long-tailed lists; `check` raises an error if images are missing.
     """
     if split not in split_names(name, root):
         raise InputError(f"{name} has no split {split} in {root}")
     if long_tail != 0 and long_tail < 1:
-        raise InputError(f"--long-tail {long_tail}: most / least frequent class must be at least 1")
+        raise InputError(f"--long-tail {long_tail}: the ratio of the most to the least frequent "
+                         "class must be at least 1")
     synthetic = name.startswith("scenes")  # drawn by code, without files
     if not root and not synthetic:
         raise InputError(f"{name} needs --root, the folder that holds it")
@@ -117,12 +118,12 @@ def load(name, root="", split="train", *, drop_unlabelled=False, difficult="igno
         lost = missing(dataset.paths)
         if lost:
             raise InputError(f"{len(lost)} of {len(dataset)} listed images are missing, "
-                             f"{dataset.paths[lost[0]]} first: `python -m tools.check` names all")
+                             f"{dataset.paths[lost[0]]} first: `python -m tools.check` lists all")
     return dataset
 
 
 def load_splits(settings):
-    """The splits of a training run by name: train, test, and val where your own data has it.
+    """The splits of a training run by name: train, test, and val if your own data has it.
     --limit shortens the training split."""
     splits = {}
     for split in split_names(settings.data, settings.root):
@@ -138,7 +139,7 @@ def load_splits(settings):
 
 
 def label_warnings(dataset, split):
-    """Warnings about classes that may be labeled wrong."""
+    """Warnings about classes that may be mislabeled."""
     warnings = []
     for value, what in ((1, "no positive image"), (0, "no negative image (-1 means unknown)")):
         lacking = np.flatnonzero((dataset.targets != value).all(axis=0))
@@ -159,7 +160,8 @@ def transform(image_size, augment=()):
     """
     unknown = set(augment) - {"crop", "flip", "cutout", "randaugment"}
     if unknown:
-        raise InputError(f"--augment: no {unknown}: choose from crop, flip, cutout, randaugment")
+        raise InputError(f"--augment: unknown {unknown}: "
+                         "choose from crop, flip, cutout, randaugment")
     size = (image_size, image_size)
     steps = [v2.Resize(size)]
     if "crop" in augment:
@@ -174,8 +176,8 @@ def transform(image_size, augment=()):
 
 
 def cutout(image):
-    """Covers a square of half the side of `image`, uint8 (3, H, W), with one random color, in
-    place. Its center is a random pixel. It is clipped at the image border."""
+    """Covers a square, with half the side length of `image`, uint8 (3, H, W), in one random color,
+    in place. Its center is a random pixel. It is clipped at the image border."""
     height, width = image.shape[1:]
     y = random_integer(height)
     x = random_integer(width)
@@ -198,19 +200,19 @@ def make_loader(dataset, settings, training):
         dataset.transform = transform(settings.image_size, settings.augment)
         dataset.seed = settings.seed
         drop_last = settings.drop_last and len(dataset) >= settings.batch_size
-        # torch seeds the order with seed + epoch. Times 10000: else seed 1 would repeat the orders
-        # of seed 0, one epoch earlier.
+        # torch seeds the order with seed + epoch. Without the factor 10000, seed 1 would repeat the
+        # orders of seed 0, one epoch earlier.
         sampler = DistributedSampler(dataset, num_replicas=world_size(), rank=rank(),
                                      seed=10000 * settings.seed, drop_last=drop_last)
     else:
         dataset.transform = transform(settings.image_size)
         drop_last = False
-        # Each image once, where DistributedSampler would repeat some. eval.predict relies on it.
+        # Each image once; DistributedSampler would repeat some. eval.predict relies on this.
         sampler = range(rank(), len(dataset), world_size())
     workers = settings.workers
     if workers < 0:
         workers = default_workers()
-    # DataLoader draws a number per epoch: from a generator of its own, not from dropout's.
+    # DataLoader draws a number per epoch. It has its own generator for that, not dropout's.
     return DataLoader(dataset, batch_size=max(settings.batch_size // world_size(), 1),
                       sampler=sampler, drop_last=drop_last, num_workers=workers,
                       pin_memory=torch.cuda.is_available(), generator=torch.Generator())

@@ -71,9 +71,9 @@ def average_precision_of_class(scores, targets, kind):
 
 
 def count_by_score(scores, targets):
-    """The different scores, from the highest; the numbers of images and of positives with each.
+    """The distinct scores, highest first, and the numbers of images and of positives with each.
 
-    scores, targets (N,). Unknown targets (-1) are left out. Equal scores are one entry: so their
+    scores, targets (N,). Unknown targets (-1) are left out. Equal scores share one entry, so their
     order does not matter.
     """
     known = targets >= 0
@@ -85,7 +85,7 @@ def count_by_score(scores, targets):
 def metrics(scores, targets, threshold=0.5, kind="all-points", counts=None):
     """A dictionary, in percent:
 
-        mAP                 mean AP over classes; head, medium, tail: over these classes
+        mAP                 mean AP over classes; head, medium, tail: over the classes of this group
         CP, CR, CF1         precision and recall, means over classes, and the F1 of the two means
         OP, OR, OF1         precision, recall and F1 over all decisions
         CP_3, ..., OF1_3    the same, if only the three highest scores of an image may be positive
@@ -94,7 +94,7 @@ def metrics(scores, targets, threshold=0.5, kind="all-points", counts=None):
     scores: probabilities (N, K); targets (N, K): 1, 0, -1 (unknown). threshold: a score above it is
     a positive decision; one number, or one per class (K,). counts (K,): training images per class;
     without counts, or if every class has 100 or more, head, medium and tail are left out.
-    Precision without any decision is 0. Without positives, mAP is None.
+    Precision without positive decisions is 0. Without positives, mAP is None.
     """
     scores = np.asarray(scores, np.float64)
     targets = np.asarray(targets)
@@ -165,10 +165,10 @@ def f1(precision, recall):
 def predict(model, loader, normalize, amp_dtype, flip=False):
     """Probabilities float64 (N, K) of all images of a test loader; each process gets all of them.
 
-    `flip`: the mean with the mirrored image. Raises InputError where a score is nan.
+    `flip`: the mean over the image and its mirror image. Raises InputError if a score is nan.
     """
     model.eval()
-    distributed.broadcast_buffers(model)  # all processes test the same BatchNorm statistics
+    distributed.broadcast_buffers(model)  # all processes use the same BatchNorm statistics
     device = normalize.mean.device
     all_logits = []
     for step, (images, _) in enumerate(loader, 1):
@@ -183,7 +183,7 @@ def predict(model, loader, normalize, amp_dtype, flip=False):
             print(f"tested {step} of {len(loader)} batches", file=sys.stderr)
 
     scores = np.zeros(loader.dataset.targets.shape)
-    own_scores = scores[:0]  # a process may have none of the images
+    own_scores = scores[:0]  # a process may have no images
     if all_logits:
         logits = torch.cat(all_logits, dim=1).cpu().double()  # a float32 sigmoid rounds to 1
         own_scores = logits.sigmoid().mean(0).numpy()
@@ -192,7 +192,7 @@ def predict(model, loader, normalize, amp_dtype, flip=False):
     bad = np.isnan(scores).any(axis=1).sum()
     if bad:
         raise InputError(f"{bad} images have the score nan: lower --lr, set --clip-grad, or "
-                         "--amp off")
+                         "use --amp off")
     return scores
 
 
@@ -210,8 +210,8 @@ def at_size(model, size):
 
 
 class Residual(nn.Module):
-    """CSRA's trick at test time: the mean class score of the cells + lam x the highest. For models
-    with a linear classifier of the mean feature: asl.py's, and csra.py's without attention."""
+    """CSRA's test-time trick: the mean class score of the cells + lam x the highest. For models
+    with a linear classifier on the mean feature: asl.py's, and csra.py's without attention."""
 
     def __init__(self, model, lam):
         super().__init__()
@@ -256,10 +256,10 @@ class Evaluation:
                        difficult=self.settings.difficult, long_tail=self.settings.long_tail)
         lost = [label for label in self.classes if label not in dataset.classes]
         # A test.csv with a column of label names shows only the classes that occur in it. Without
-        # train.csv, it is no error that others of the model are missing: no test image has them.
+        # train.csv, the model may have more classes: no test image has them.
         if lost and not (name == "csv" and names_alone(Path(root), split)):
             raise InputError(f"{name} lacks {len(lost)} classes of the model ({lost[:5]}): "
-                             "--data and --root must have them")
+                             "choose --data and --root that have them")
         classes = dataset.classes + lost
         targets = np.pad(dataset.targets, ((0, 0), (0, len(lost))))  # with 0: no image has them
         if len(classes) > len(self.classes) and distributed.is_main():
@@ -307,7 +307,7 @@ def add_data_flags(parser):
     parser.add_argument("--workers", type=integer(-1), default=-1,
                         help="loading processes; -1: automatic")
     parser.add_argument("--limit", type=integer(0), default=0,
-                        help="a random N of the images, always the same")
+                        help="only N random images, always the same; 0: all")
 
 
 def main(argv=None):
@@ -316,9 +316,9 @@ def main(argv=None):
     flag = parser.add_argument
     flag("--split", default="test", choices=["train", "val", "test"], help="the split to evaluate")
     flag("--ap", default="all-points", choices=KINDS, help="definition of AP")
-    flag("--threshold", default="0.5", help="a number, or a file of python -m tools.thresholds")
+    flag("--threshold", default="0.5", help="a number, or a file from python -m tools.thresholds")
     flag("--image-size", "--sizes", type=integers, dest="sizes",
-         help="default: the size used in training; of several, such as 448,576, the mean counts")
+         help="default: the size used in training; several, such as 448,576, are averaged")
     flag("--flip", action="store_true", help="average with the mirrored image")
     flag("--residual", type=float, metavar="LAM", help="CSRA's test-time trick: + LAM x max score")
     flag("--out", metavar="JSON", help="write the table")
@@ -368,8 +368,8 @@ def print_table(result):
 
 
 def read_threshold(text, classes):
-    """--threshold, a number or a file of tools/thresholds.py -> (K,). Raises InputError."""
-    remedy = "a number in [0, 1] is needed, or a file of tools.thresholds for these classes"
+    """--threshold, a number or a file from tools/thresholds.py -> (K,). Raises InputError."""
+    remedy = "a number in [0, 1] is needed, or a file from tools.thresholds for these classes"
     with explain_errors(f"--threshold {text}", remedy):
         if Path(text).is_file():
             content = json.loads(Path(text).read_bytes())
@@ -379,14 +379,14 @@ def read_threshold(text, classes):
         if isinstance(values, dict):
             values = [values[name] for name in classes]
         values = np.array(values, float)
-        if not (abs(values) <= 1).all():  # just below 0: a score of 0 counts
+        if not (abs(values) <= 1).all():  # may be just below 0, so that a score of 0 counts
             raise ValueError("not a probability")
         return np.broadcast_to(values, len(classes))
 
 
 def check_output(path, others):
-    """Makes the file that will be written; it must be none of the others. Raises InputError before
-    the work, where it can't be written."""
+    """Creates the file that will be written, which must not be one of the others. If it cannot be
+    written, raises InputError before the work starts."""
     if path is None:
         return
     with explain_errors(path, "choose another place to write to"):

@@ -21,12 +21,12 @@ Where the paper, the released code and this file differ:
   their moving average (EMA), whichever is better. It stops when there has been no better epoch for
   9 epochs and the EMA is below its best. Here: the EMA weights after the recipe's fixed epoch.
 - Frozen, as released (`freeze`): the stem and layer1 of a ResNet or TResNet, and every BatchNorm of
-  a ResNet. If you train without pretrained weights, use --no-freeze, or they would stay random.
+  a ResNet. If you train without pretrained weights, use --no-freeze, or they stay random.
 - The decoder's input is 0. The label embeddings are its position embeddings. They are added in
   every layer, as released.
 - VOC 2007: the run that reaches 96.1 has self-attention in the second decoder layer only. Here,
   both layers have it. The values of the first layer's self-attention are 0 before their projection,
-  so it only adds the same vector to every label.
+  so self-attention only adds the same vector to every label.
 - Cutout on COCO and NUS-WIDE: a square of half the image side, as in the public logs that reach the
   paper's mAP. The released default length raises an error today.
 - Left out: the released learning rate factor of batch / 256, which OneCycle overrides.
@@ -48,7 +48,7 @@ from torch.nn.modules.batchnorm import _BatchNorm
 class Attention(nn.Module):
     """Multi-head attention through torch's fused kernel. Queries of batch size 1 serve all images.
 
-    Queries, keys and values have a matrix each, which is faster than one matrix (3 d, d) here.
+    Queries, keys and values each have their own matrix. Here, this is faster than one (3 d, d).
     """
 
     def __init__(self, d, heads, dropout):
@@ -117,8 +117,8 @@ class Layer(nn.Module):
         found, weights = self.multihead_attn(x + pos, keys, values, need_map)  # Eq. 2
         x = self.norm2(x + self.dropout(found))
         hidden = self.linear1(x)  # (B, N, ffn)
-        # Dropout before ReLU gives the same values: it multiplies by 0 or more. In this order, both
-        # can work in place, because ReLU's backward pass needs its own output.
+        # Dropout before ReLU gives the same values, because its factors are never negative. In
+        # this order, both can work in place: ReLU's backward pass needs only its own output.
         hidden = F.dropout(hidden, self.dropout.p, self.training, inplace=True).relu_()
         x = self.norm3(x + self.dropout(self.linear2(hidden)))  # Eq. 3
         return x, weights
@@ -164,8 +164,8 @@ class Q2LHead(nn.Module):
         for layer in self.encoder:  # queries and keys are tokens + pos, values are tokens
             tokens, _ = layer(tokens, pos, tokens + pos, tokens)
 
-        # The decoder's input does not depend on the image, so one row serves the batch; the first
-        # cross-attention makes B rows of it. With dropout in self-attention, each image needs its
+        # The decoder's input does not depend on the image, so one row serves the batch. The first
+        # cross-attention turns it into B rows. With dropout in self-attention, each image needs its
         # own row.
         rows = 1
         if self.training and self.decoder[0].self_attention:
@@ -201,7 +201,7 @@ class Q2L(nn.Module):
         fixed_size = getattr(config, "fixed_input_size", False)  # ViT, Swin
         self.backbone = timm.create_model(
             backbone, pretrained=pretrained, num_classes=0, global_pool="",
-            img_size=image_size if fixed_size else None,  # timm drops what is None
+            img_size=image_size if fixed_size else None,  # timm ignores None
             output_stride=output_stride)
         self.frozen_norms = False
         if freeze and isinstance(self.backbone, tresnet.TResNet):
@@ -243,7 +243,7 @@ class Q2L(nn.Module):
     def features(self, images):
         """(B, 3, h, w) -> (B, d, H, W), from NCHW (ResNet), NHWC (Swin) or tokens (ViT)."""
         x = self.backbone.forward_features(images)
-        if x.ndim == 3:  # tokens (B, prefix + HW, d); the prefix is a class token, registers
+        if x.ndim == 3:  # tokens (B, prefix + HW, d); the prefix: class and register tokens
             grid = self.backbone.patch_embed.dynamic_feat_size(images.shape[-2:])
             x = x[:, self.backbone.num_prefix_tokens:]
             x = x.transpose(1, 2).unflatten(2, grid)
@@ -256,7 +256,7 @@ class Q2L(nn.Module):
         return logits
 
     def attention(self, images):
-        """Logits (B, K) and cross-attention maps (B, layers, heads, K, H, W), each of sum 1."""
+        """Logits (B, K) and cross-attention maps (B, layers, heads, K, H, W); each sums to 1."""
         return self.head(self.features(images), need_maps=True)
 
 
@@ -266,7 +266,7 @@ REDUCTION = "mean"  # for train.py: what `loss` does over the batch
 
 def loss(logits, targets, gamma_pos=0.0, gamma_neg=2.0, eps=1e-5):
     """Eq. 5 as released: sum / B / K * 1000. logits, targets (B, K): 1, 0, -1 (unknown: adds 0, but
-    still counts in B and K). With AdamW, the 1000 only affects Adam's eps and gradient clipping.
+    still counts in B and K). For AdamW, the 1000 only matters for its eps and gradient clipping.
     """
     z = logits.to(torch.promote_types(logits.dtype, torch.float32))  # float64 stays
     p = torch.sigmoid(z)
@@ -280,9 +280,9 @@ def loss(logits, targets, gamma_pos=0.0, gamma_neg=2.0, eps=1e-5):
 
 
 def param_groups(model, lr, weight_decay, head_lr=1.0, decay_1d=True):
-    """Parameter groups of all that is not frozen. `head_lr`: the factor between the learning rates
-    of the Transformer and the backbone, 1 as released. `decay_1d`: weight decay on biases and norms
-    too; as released True with ResNet-101, False with TResNet."""
+    """Parameter groups of everything that is not frozen. `head_lr`: the Transformer's learning rate
+    as a multiple of the backbone's, 1 as released. `decay_1d`: weight decay on biases and norms,
+    too; as released, True with ResNet-101 and False with TResNet."""
     old = model.backbone.parameters()
     new = list(model.input_proj.parameters()) + list(model.head.parameters())
     groups = []
@@ -313,7 +313,7 @@ TRESNET = dict(  # settings stored in the released checkpoints; inputs in [0, 1]
 VOC = dict(
     TRESNET, augment=("randaugment",), batch_size=64, epochs=24, difficult="negative",
     note="stops after 24 of 80 epochs, where the EMA is highest in the one public log")
-LONG_TAIL = dict(COCO, epochs=80, note="not a recipe of the paper, which has no long tail")
+LONG_TAIL = dict(COCO, epochs=80, note="not from the paper, which has no long-tailed data")
 SCENES = {  # small, for a CPU
     "backbone": "test_resnet", "pretrained": False, "image_size": 128, "output_stride": 16,
     "mean": (0.5, 0.5, 0.5), "std": (0.25, 0.25, 0.25), "augment": ("flip",),

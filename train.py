@@ -68,7 +68,7 @@ def train(method, settings):
     out = output_folder(settings)
     torch.manual_seed(settings.seed)
 
-    # Data: the split that is tested after each epoch is val, where there is one.
+    # Data. After each epoch, val is evaluated if there is one, else test.
     splits = load_splits(settings)
     train_set = splits["train"]
     monitor = "test"
@@ -111,7 +111,7 @@ def train(method, settings):
         model.compile()  # in place, so `network` runs it too
     norms = batchnorms(model)
 
-    # Continue an earlier run after its last whole epoch.
+    # Continue an earlier run after its last complete epoch.
     fingerprints = {name: fingerprint(split, settings.root) for name, split in splits.items()}
     history = []
     if resuming:
@@ -123,7 +123,7 @@ def train(method, settings):
     if is_main():
         with explain_errors(out, "choose another --out"):
             out.mkdir(parents=True, exist_ok=True)
-            write_log(out, [first_line] + history)  # shows now whether OUT can be written
+            write_log(out, [first_line] + history)  # fails here if OUT cannot be written
 
     for epoch in range(len(history), settings.epochs):
         start = time.time()
@@ -179,12 +179,12 @@ def train(method, settings):
                 mean_loss = float(total_loss) / step
                 if not math.isfinite(mean_loss):
                     raise InputError(f"the loss is {mean_loss} in epoch {epoch + 1}: lower --lr, "
-                                     "set --clip-grad, or --amp off")
+                                     "set --clip-grad, or use --amp off")
                 lr = optimizer.param_groups[0]["lr"]  # of the next step
                 print_once(f"epoch {epoch + 1}/{settings.epochs} step {step}/{len(train_loader)} "
                            f"loss {mean_loss:.4f} lr {lr:.2e}")
 
-        # Test. mean_loss and lr are those of the last report, which the last step makes.
+        # Evaluate. mean_loss and lr are those of the last report, after the last step.
         mean_loss = sum(distributed.gather(mean_loss)) / world_size
         line = {"epoch": epoch + 1, "loss": mean_loss, "lr": lr}
         scores = predict(reported, monitor_loader, normalize, amp_dtype)  # (N, K)
@@ -211,7 +211,7 @@ def train(method, settings):
     tested_epoch = settings.epochs
     if monitor == "val":
         file = out / "best.pt"
-        distributed.wait_for_all()  # the first process has written it
+        distributed.wait_for_all()  # until the first process has written it
         _, state = reported_weights(read_checkpoint(file))
         reported.load_state_dict(state)
         test_loader = make_loader(splits["test"], settings, training=False)
@@ -273,8 +273,8 @@ def make_schedule(optimizer, settings, steps_per_epoch):
 
 
 def choose_loss(method, settings, class_counts, num_images, device):
-    """The loss as a function of (logits, targets), and its reduction: the method's own, or the mean
-    of the loss that --loss names, which is in asl.py."""
+    """Returns the loss, a function of (logits, targets), and its reduction. It is the method's own
+    loss or, with --loss, the mean of that loss from asl.py."""
     if settings.loss:
         losses = import_method("asl")
         class_freq = torch.tensor(class_counts, device=device)
@@ -287,7 +287,7 @@ def choose_loss(method, settings, class_counts, num_images, device):
 @torch.no_grad()
 def update_average(average, model, ema, updates_done):
     """average = decay * average + (1 - decay) * model, for weights and BatchNorm statistics. The
-    decay rises from 0.1 to `ema`. This way, a short run forgets its first weights."""
+    decay rises from 0.1 to `ema`. This way, a short run forgets its initial weights."""
     decay = min(ema, (1 + updates_done) / (10 + updates_done))
     update = get_ema_multi_avg_fn(decay)  # in place, all tensors at once
     update(floating_point_tensors(average), floating_point_tensors(model), None)  # None: not used
@@ -302,7 +302,7 @@ def floating_point_tensors(model):
 
 
 def check_processes(settings, world_size):
-    """Refuses settings that these processes cannot share."""
+    """Rejects settings that do not work with this many processes."""
     if settings.batch_size % world_size:
         raise InputError(f"--batch-size {settings.batch_size} must be a multiple of {world_size} "
                          "processes")
@@ -311,7 +311,7 @@ def check_processes(settings, world_size):
 
 
 def output_folder(settings):
-    """Sets settings.out where it is not given. A new run never writes over an earlier one."""
+    """Sets settings.out if it is not given. A new run never overwrites an earlier one."""
     if not settings.out:
         name = f"runs/{settings.model}-{settings.data}-{time.strftime('%Y%m%d-%H%M%S')}"
         names = distributed.gather(name)
@@ -319,8 +319,8 @@ def output_folder(settings):
     out = Path(settings.out)
     for name in ("last.pt", "best.pt", "log.jsonl"):
         if (out / name).exists() and not settings.resume:
-            raise InputError(f"{out / name} exists: --resume continues its run, --out starts "
-                             "elsewhere")
+            raise InputError(f"{out / name} exists: --resume continues that run; another "
+                             "--out starts a new one")
     return out
 
 
@@ -339,7 +339,7 @@ def continue_run(out, parts, fingerprints):
 
 
 def summary(scores, dataset, class_counts):
-    """The metrics that are logged. mAP is nan where all labels are unknown (VOC 2012's test)."""
+    """The metrics that are logged. mAP is nan if all labels are unknown (VOC 2012's test)."""
     result = logged(metrics(scores, dataset.targets, counts=class_counts))
     if result["mAP"] is None:
         result["mAP"] = math.nan
@@ -347,7 +347,7 @@ def summary(scores, dataset, class_counts):
 
 
 def logged(line):
-    """The entries of a dictionary that LOGGED names, as far as it has them."""
+    """Those entries of the dictionary `line` that are named in LOGGED."""
     result = {}
     for name in LOGGED:
         if name in line:
@@ -373,10 +373,10 @@ def write_log(out, lines):
 
 
 def announce(settings, splits, resuming):
-    """Settings, recipe and data, for people."""
+    """Prints the settings, the recipe and the data."""
     print_once(" ".join(f"{name}={value}" for name, value in vars(settings).items()))
     if settings.resume and not resuming:
-        print_once("there is no last.pt yet: a new run, with the settings of this command line")
+        print_once("there is no last.pt yet: a new run starts, with this command line's settings")
     if settings.note:
         print_once(f"recipe: {settings.note}")
     for name, split in splits.items():

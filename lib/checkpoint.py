@@ -1,4 +1,4 @@
-"""Checkpoints: written whole, read without executing anything, compared with the data on resume."""
+"""Checkpoints: saved atomically, loaded without executing code, checked against data on resume."""
 import argparse
 import hashlib
 import json
@@ -10,7 +10,7 @@ from readers.errors import InputError, explain_errors
 
 
 def save(checkpoint, path):
-    """Writes under a temporary name, then renames: an interruption leaves the old file intact."""
+    """Writes a temporary file, then renames it: an interruption leaves the old file intact."""
     temporary = path.with_suffix(".tmp")
     with explain_errors(path, "make room, then --resume"):
         torch.save(checkpoint, temporary)
@@ -20,7 +20,7 @@ def save(checkpoint, path):
 def read_checkpoint(path):
     """A checkpoint of train.py or tools/convert.py, on the CPU. Raises InputError."""
     with explain_errors(path, "a whole checkpoint of train.py is needed; python -m tools.convert "
-                        "takes released ones"):
+                        "converts released ones"):
         checkpoint = torch.load(path, map_location="cpu", weights_only=True)
         checkpoint["settings"] = argparse.Namespace(**checkpoint["settings"])
     return checkpoint
@@ -38,5 +38,5 @@ def refuse_changed_data(path, stored, current):
     """stored, current: split -> fingerprint. `path` names the checkpoint in the message."""
     for split in ("train", "val", "test"):
         if stored.get(split) != current.get(split):
-            raise InputError(f"{path}: the {split} split has changed since: restore the data, or "
-                             "start anew with another --out")
+            raise InputError(f"{path}: the {split} split has changed since then: restore the data, "
+                             "or start over with another --out")

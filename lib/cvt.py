@@ -1,4 +1,4 @@
-"""CvT: convolutional vision transformer, the backbone of Query2Label's best model. timm has none.
+"""CvT: convolutional vision transformer, the backbone of Query2Label's best model. timm has no CvT.
 
 Paper: Wu et al., "CvT: Introducing Convolutions to Vision Transformers", ICCV 2021, arXiv
 2103.15808. Importing this file makes `--backbone cvt_w24` known to timm, without pretrained
@@ -43,7 +43,7 @@ class Attention(nn.Module):
         self.proj = nn.Linear(d, d)
 
     def forward(self, x, grid):
-        """x (B, [1 +] HW, d): a map, after a class token where there is one."""
+        """x (B, [1 +] HW, d): a map, after a class token if there is one."""
         tokens = x.shape[1] - grid[0] * grid[1]  # 1 or 0
         token = x[:, :tokens]
         x = x[:, tokens:].transpose(1, 2).unflatten(2, grid)  # (B, d, H, W)

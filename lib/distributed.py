@@ -16,7 +16,7 @@ def start():
     if "WORLD_SIZE" in os.environ and not dist.is_initialized():
         if "LOCAL_RANK" not in os.environ:
             raise InputError("WORLD_SIZE is set in the environment, but not LOCAL_RANK: start with "
-                             "torchrun, or unset it")
+                             "torchrun, or unset WORLD_SIZE")
         backend = "gloo"
         if torch.cuda.is_available():
             torch.cuda.set_device(int(os.environ["LOCAL_RANK"]))
@@ -29,21 +29,21 @@ def start():
 
 def stop():
     if dist.is_initialized():
-        time.sleep(0.1)  # torch 2.6 hangs here while its thread still frees the last operation
+        time.sleep(0.1)  # torch 2.6 hangs if its thread is still freeing the last operation
         dist.destroy_process_group()
 
 
 @contextmanager
 def program():
-    """What a program's main runs in: errors that a user can mend end in one line, and the other
-    processes are left in any case."""
+    """Wraps a program's main: an error that the user can fix ends in one line, and the process
+    group is left in any case."""
     try:
         yield
     except InputError as error:
         sys.exit(f"error: {error}")
     except torch.OutOfMemoryError:
-        sys.exit("error: out of memory on the device: --accumulate 2 keeps the batch size; "
-                 "--grad-checkpointing saves more, at a cost")
+        sys.exit("error: out of memory on the device: --accumulate 2 saves memory at the same "
+                 "batch size; --grad-checkpointing saves more, but is slower")
     finally:
         stop()
 
@@ -65,7 +65,7 @@ def is_main():
 
 
 def print_once(text):
-    """A line for people, from the first process. A full disk or a closed pipe ends no training."""
+    """Prints from the first process only. A full disk or a closed pipe does not stop training."""
     if not is_main():
         return
     try:
@@ -97,8 +97,8 @@ def broadcast_buffers(model):
 
 
 def data_parallel(model, image_size, device):
-    """The model in DistributedDataParallel, which waits for the gradient of every parameter. Those
-    that get none, such as a last norm that only timm's own classifier uses, are frozen."""
+    """The model in DistributedDataParallel, which waits for the gradient of every parameter. So
+    parameters that get none, such as a last norm for timm's own classifier only, are frozen."""
     model.eval()
     model(torch.zeros(1, 3, image_size, image_size, device=device)).sum().backward()
     for parameter in model.parameters():
@@ -108,8 +108,8 @@ def data_parallel(model, image_size, device):
 
 
 def autocast_dtype(device, amp):
-    """The dtype of autocast; None: float32. auto: bf16 where the hardware has it, fp16 on older
-    GPUs, float32 on other CPUs."""
+    """The dtype of autocast; None: float32. auto: bf16 if the hardware has it, fp16 on older GPUs,
+    float32 elsewhere."""
     dtypes = {"off": None, "bf16": torch.bfloat16, "fp16": torch.float16}
     if amp != "auto":
         return dtypes[amp]

@@ -13,9 +13,9 @@ CAPTION = 22  # height of the line under a tile
 
 
 def contact_sheet(image, maps, captions, each_head=False):
-    """Pillow images: `image` -> a sheet of it and an overlay for each class.
+    """A Pillow image -> a Pillow image with it and an overlay for each class.
 
-    maps (K, h, w), or (..., heads, K, h, w), of which the mean is drawn; captions of the K classes.
+    maps (K, h, w), or (..., heads, K, h, w), whose mean is drawn; captions: one per class.
     `each_head`: a row per class, with an overlay for each of its layers and heads.
     """
     height = round(WIDTH * image.height / image.width)
@@ -51,8 +51,8 @@ def tile(picture, caption):
 
 
 def overlay(image, heat):
-    """The image in gray under the map `heat` (h, w), from its minimum to its maximum in viridis'
-    colors."""
+    """The image in gray under the map `heat` (h, w), whose values from minimum to maximum have the
+    colors of viridis."""
     size = (image.height, image.width)
     heat = F.interpolate(heat[None, None], size, mode="bicubic").squeeze((0, 1))
     heat = heat - heat.min()

@@ -49,17 +49,17 @@ def build_model(method, settings, classes):
     except Exception as error:  # timm and open_clip raise many kinds of error
         text = str(error)[:800] or repr(error)
         raise InputError(
-            f"{what}: {text}\nBackbones that work: ResNets and their kin, ConvNeXt, ViT, Swin. "
-            "--output-stride (8, 16) is for ResNets and their kin. Pretrained weights need "
-            "internet access once; --no-pretrained starts from random ones.") from error
+            f"{what}: {text}\nBackbones that work: ResNets and their relatives, ConvNeXt, ViT, "
+            "Swin. --output-stride (8, 16) is for ResNets and their relatives. Pretrained weights "
+            "need internet access once; --no-pretrained starts from random ones.") from error
     try:
         model.eval()
         with torch.no_grad():
             model(torch.zeros(1, 3, settings.image_size, settings.image_size))
     except Exception as error:
         raise InputError(f"{what}: no map of features for {settings.image_size} px "
-                         f"({first_line(error)}): ResNets and their kin, ConvNeXt, ViT and Swin "
-                         "have one; check --image-size, too") from error
+                         f"({first_line(error)}): ResNets and their relatives, ConvNeXt, ViT and "
+                         "Swin have one; check --image-size, too") from error
     return model.train()
 
 
@@ -71,15 +71,15 @@ def refuse_pooled_norm(backbone):
     norm = getattr(as_trained, "fc_norm", None)
     if isinstance(norm, torch.nn.LayerNorm):
         raise InputError(f"--backbone {backbone}: its last norm was trained after average pooling, "
-                         "which the methods here do not have: choose one with a class token")
+                         "which the methods here do not use: choose one with a class token")
 
 
 # ----------------------------------------------------------------------------- a model for training
 
 
 def starting_model(method, settings, classes, load_weights=True):
-    """The model with its first weights: timm's, a file's (--weights), or a checkpoint's (--init).
-    `load_weights`: False where a resumed run loads its own."""
+    """The model with its initial weights: timm's, a file's (--weights) or a checkpoint's (--init).
+    `load_weights`: False if a resumed run loads its own."""
     build_settings = copy.copy(settings)
     if settings.weights or settings.init:
         build_settings.pretrained = False  # other weights replace timm's
@@ -110,7 +110,7 @@ def batchnorms(module):
 
 @contextmanager
 def statistics_held(norms):
-    """BatchNorms keep their running statistics inside this block."""
+    """The running statistics of `norms` do not change inside this block."""
     momenta = [norm.momentum for norm in norms]
     for norm in norms:
         norm.momentum = 0.0
@@ -120,10 +120,10 @@ def statistics_held(norms):
 
 
 def load_backbone(backbone, path):
-    """--weights: a .safetensors or .pth file under timm's names, or names that timm converts. Every
-    tensor of the backbone must come from it. Raises InputError."""
-    with explain_errors(path, "a file of this backbone's weights is needed, under names that timm "
-                        "knows"):
+    """--weights: a .safetensors or .pth file with timm's tensor names, or names that timm converts.
+    Every tensor of the backbone must come from it. Raises InputError."""
+    with explain_errors(path, "a file with this backbone's weights is needed, with names that "
+                        "timm knows"):
         # The module of the architecture may have a function that converts published names.
         timm_module = inspect.getmodule(type(backbone))
         convert = getattr(timm_module, "checkpoint_filter_fn", None)
@@ -136,8 +136,8 @@ def load_backbone(backbone, path):
 
 
 def load_matching(model, settings, classes):
-    """--init: the weights that a checkpoint reports. Where the classes differ, the tensors that
-    depend on them keep their random start. Raises InputError."""
+    """--init: the weights that a checkpoint's run reports. If the classes differ, the tensors that
+    depend on them keep their random initial values. Raises InputError."""
     path = settings.init
     checkpoint = read_checkpoint(path)
     if checkpoint["settings"].model != settings.model:
@@ -167,10 +167,10 @@ def load_matching(model, settings, classes):
 
 
 def reported_weights(checkpoint, wanted=None):
-    """The name (ema, raw) and the state of a checkpoint's weights: of those `wanted`, by default of
+    """The name (ema or raw) and the state of a checkpoint's weights: those `wanted`, by default
     those that its run reports. Raises InputError."""
     if wanted == "ema" and checkpoint["ema"] is None:
-        raise InputError("this checkpoint has no EMA weights: --weights raw")
+        raise InputError("this checkpoint has no EMA weights: use --weights raw")
     wanted = wanted or checkpoint["settings"].report
     if wanted == "raw" or checkpoint["ema"] is None:
         return "raw", checkpoint["model"]
@@ -178,7 +178,8 @@ def reported_weights(checkpoint, wanted=None):
 
 
 def without_weights(settings):
-    """A copy that builds the model at random, without a download: a checkpoint has all weights."""
+    """A copy of the settings that builds a model with random weights, without a download: a
+    checkpoint has all weights."""
     settings = copy.copy(settings)
     settings.pretrained = False
     if hasattr(settings, "text") and not settings.text.startswith("random"):

@@ -99,7 +99,7 @@ def brightness(image, change):
     return ImageEnhance.Brightness(image).enhance(1 + change)
 
 
-OPERATIONS = [  # (operation, its value at magnitude 9, with a random sign)
+OPERATIONS = [  # (operation, its value at magnitude 9, whether its sign is random)
     (invert, 0, False),
     (autocontrast, 0, False),
     (equalize, 0, False),

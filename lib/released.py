@@ -7,8 +7,8 @@ from timm.models import tresnet
 
 
 def convert(name, state):
-    """state: what a file that the authors of the method `name` (csra, q2l, cprfl, asl) released
-    holds. Returns the tensors by this project's names. Raises ValueError."""
+    """state: the content of a file that the authors of the method `name` (csra, q2l, cprfl, asl)
+    released. Returns the tensors under this project's names. Raises ValueError."""
     converters = {"csra": convert_csra, "q2l": convert_q2l, "cprfl": convert_cprfl,
                   "asl": convert_asl}
     if name not in converters:
@@ -21,7 +21,7 @@ def convert(name, state):
         for key, tensor in state.items():
             plain[key.removeprefix("module.")] = tensor
         return converters[name](plain)
-    except Exception as error:  # a name is missing, a shape is another one, ...
+    except Exception as error:  # a name is missing, a shape is wrong, ...
         raise ValueError(f"not a checkpoint released with {name} ({error!r})") from error
 
 
@@ -61,7 +61,7 @@ def convert_q2l(state):
             result[q2l_backbone_name(name)] = tensor
         elif name.startswith("fc."):
             result[name.replace("fc.", "head.")] = tensor.squeeze(0)  # (1, K, d) -> (K, d)
-        elif "in_proj_" in name:  # queries', keys' and values' matrices in one
+        elif "in_proj_" in name:  # one matrix for queries, keys and values
             for part, third in zip("qkv", tensor.chunk(3)):
                 result[q2l_head_name(name).replace("in_proj_", f"{part}.")] = third
         else:
@@ -126,7 +126,7 @@ def convert_cprfl(state):
 def convert_asl(state):
     """TResNet."""
     if "body.conv1.0.weight" not in state:
-        raise ValueError("no TResNet")
+        raise ValueError("not a TResNet")
     result = {}
     for name, tensor in tresnet.checkpoint_filter_fn(state, None).items():
         name = f"backbone.{name}".replace("backbone.head.fc.", "head.")

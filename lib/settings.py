@@ -15,17 +15,17 @@ from readers import READERS
 from readers.errors import InputError, explain_errors
 
 USAGE = "%(prog)s [flags]    --help lists them"
-ONLY_FOR = {  # the schedules that look at a setting
+ONLY_FOR = {  # setting -> the schedules that use it
     "pct_start": ["onecycle"], "decay_epochs": ["step"], "warmup_epochs": ["step", "cosine"],
     "schedule_epochs": ["onecycle", "cosine"]}
 MAY_CHANGE = {"resume", "workers", "root", "out", "compile", "download"}  # when a run is resumed
 
 
 def read_command_line(argv, positional=None):
-    """The method's module and the settings: the recipe with the flags; --resume: the stored ones.
+    """The method's module and the settings: recipe and flags or, with --resume, the stored ones.
 
     The settings are an argparse.Namespace: a name for each flag, `model` and `data` among them.
-    positional: names of further arguments -> help texts, as tools/convert.py has them.
+    positional: names of further arguments -> help texts, as in tools/convert.py.
     """
     if argv is None:
         argv = sys.argv[1:]
@@ -49,7 +49,7 @@ def read_command_line(argv, positional=None):
         parser.error("--resume needs --out, the folder of the run to continue")
     if settings.resume and last.is_file():
         settings = stored_settings(last, settings, given)
-        method = import_method(settings.model)  # the run's, where --model is not given
+        method = import_method(settings.model)  # the run's, if --model is not given
     else:
         if "epochs" in given and "schedule_epochs" not in given:
             settings.schedule_epochs = 0  # else a short run might end while the learning rate rises
@@ -75,7 +75,7 @@ def make_parser(method):
     # what a recipe may set
     flag("--model", "csra", "the method", choices=METHODS)
     flag("--data", None, "the data set", choices=READERS)
-    flag("--backbone", "resnet101.tv_in1k", "a model name of timm")
+    flag("--backbone", "resnet101.tv_in1k", "a timm model name")
     flag("--pretrained", True, "start from timm's pretrained weights")
     flag("--image-size", 448, "side of the square input in pixels")
     flag("--mean", (0.485, 0.456, 0.406), "of the input: r,g,b", kind=three_numbers)
@@ -85,8 +85,8 @@ def make_parser(method):
     flag("--difficult", "ignored", "how VOC's difficult objects count at test time",
          choices=["ignored", "negative"])
     flag("--long-tail", 0.0,
-         "make the training split long-tailed: most over least frequent class; 0: as it is")
-    flag("--loss", "", "train with the mean of this loss in place of the method's own",
+         "make the training split long-tailed: most to least frequent class; 0: leave it as it is")
+    flag("--loss", "", "train with the mean of this loss instead of the method's own",
          choices=["", "asl", "focal", "bce", "db"])
     flag("--optimizer", "adamw", "torch's optimizer", choices=["sgd", "adam", "adamw"])
     flag("--lr", 1e-4, "learning rate")
@@ -97,34 +97,35 @@ def make_parser(method):
     flag("--pct-start", 0.2, "onecycle: the share of steps in which the learning rate rises")
     flag("--decay-epochs", 1, "step: multiply the learning rate by 0.1 every N epochs")
     flag("--warmup-epochs", 0.0, "step and cosine: epochs of linear warm-up")
-    flag("--epochs", 30, "when training ends; given alone, the schedule ends there, too")
-    flag("--schedule-epochs", 0, "the length of a schedule that training cuts short; 0: epochs")
+    flag("--epochs", 30, "epochs to train; without --schedule-epochs, the schedule is as long")
+    flag("--schedule-epochs", 0, "length of a schedule that training cuts short; 0: --epochs")
     flag("--batch-size", 16, "images per step, over all processes and micro-batches")
     flag("--drop-last", True, "leave out the last, smaller batch of an epoch")
-    flag("--ema", 0.0, "decay of the weights' average, below 1; 0: none")
+    flag("--ema", 0.0, "decay of the moving average of the weights, below 1; 0: no average")
     flag("--report", "ema", "the weights whose mAP is the result; without --ema, raw",
          choices=["ema", "raw"])
     parser.set_defaults(note="")  # of a recipe: printed before training
     # how and where to run
-    flag("--weights", "", "a file with the backbone's weights, in place of timm's")
+    flag("--weights", "", "a file with the backbone's weights, instead of timm's")
     flag("--init", "", "a checkpoint to start from, even one with different classes")
     flag("--root", "", "folder of the data set")
     flag("--out", "", "folder of the run")
-    flag("--seed", 0, "of all random numbers")
+    flag("--seed", 0, "the seed of all random numbers")
     flag("--workers", -1, "loading processes; -1: automatic")
-    flag("--amp", "auto", "autocast", choices=["auto", "off", "bf16", "fp16"])
+    flag("--amp", "auto", "the dtype of autocast", choices=["auto", "off", "bf16", "fp16"])
     flag("--compile", False, "use torch.compile")
     flag("--accumulate", 1, "gradient accumulation: micro-batches per step, to save memory")
-    flag("--grad-checkpointing", False, "compute activations twice, for memory")
+    flag("--grad-checkpointing", False, "compute activations twice, to save memory")
     flag("--sync-bn", False, "BatchNorm statistics over all processes")
     flag("--freeze-bn", False, "keep the backbone's BatchNorms as pretrained")
     flag("--limit", 0, "train on N random images; 0: all")
     flag("--resume", False, "continue from OUT/last.pt")
     flag("--download", False, "fetch the data into ROOT")
     # of the method: the keyword arguments of its functions
-    add_keywords(parser, method.build, "of the model: see the method's file")
-    add_keywords(parser, method.loss, "of the loss: see the method's file")
-    add_keywords(parser, method.param_groups, "of the optimizer: see the method's file")
+    add_keywords(parser, method.build, "a setting of the model: see the method's file")
+    add_keywords(parser, method.loss, "a setting of the loss: see the method's file")
+    add_keywords(parser, method.param_groups,
+                 "a setting of the optimizer: see the method's file")
     return parser
 
 
@@ -143,8 +144,8 @@ def add_keywords(parser, function, help_text):
 
 
 def add_flag(parser, flag, default, help_text, kind=str, choices=None):
-    """The default decides: a bool makes --flag and --no-flag; a number is of the default's type,
-    and at least 0 or the default; otherwise `kind` turns the text into a value."""
+    """The default decides. A bool makes --flag and --no-flag. A number sets the type and the lowest
+    value, 0 or the default if that is negative. Otherwise, `kind` turns the text into a value."""
     if isinstance(default, bool):
         parser.add_argument(flag, default=default, help=help_text,
                             action=argparse.BooleanOptionalAction)
@@ -172,7 +173,7 @@ def integer(low):
 
 
 def at_least(low, kind):
-    """A type for argparse: text -> a number, an int or a float, from `low` on."""
+    """A type for argparse: text -> a number, an int or a float, of at least `low`."""
     def parse(text):
         value = kind(text)
         if not value >= low:  # also nan
@@ -215,31 +216,31 @@ def stored_settings(last, settings, given):
             setattr(stored, name, value)
         elif getattr(stored, name, None) != value:
             raise InputError(f"{last} was made with other settings for {name}: leave this flag out "
-                             "to resume, or start anew with another --out")
+                             "to resume, or start over with another --out")
     return stored
 
 
 def set_normalization(settings, given):
-    """Mean and std for your own images, where they are not given: the checkpoint's of --init, else
-    those with which the backbone was trained, if timm knows them."""
+    """Mean and std for your own images, if they are not given: those of the --init checkpoint, else
+    those that the backbone was trained with, if timm knows them."""
     if settings.init:
         inputs = read_checkpoint(settings.init)["settings"]
     else:
-        with explain_errors(f"--backbone {settings.backbone}", "choose another of timm's names"):
-            # timm has none: those of the recipe stay
+        with explain_errors(f"--backbone {settings.backbone}", "choose another timm model name"):
+            # if timm has none, those of the recipe stay
             inputs = timm.get_pretrained_cfg(settings.backbone) or settings
     for name in {"mean", "std"} - given:
         setattr(settings, name, tuple(getattr(inputs, name)))
 
 
 def check_settings(settings, given, parser, method):
-    """Refuses flags without effect and settings that cannot work."""
+    """Rejects flags that have no effect and settings that cannot work."""
     for name, schedules in ONLY_FOR.items():
         if name in given and settings.schedule not in schedules:
             parser.error(f"--{name.replace('_', '-')} is for --schedule {' or '.join(schedules)}")
     if 0 < settings.schedule_epochs < settings.epochs:
-        parser.error(f"--epochs {settings.epochs}: the schedule ends before; --schedule-epochs 0 "
-                     "makes it as long")
+        parser.error(f"--epochs {settings.epochs}: the schedule ends earlier; --schedule-epochs 0 "
+                     "makes it last as long")
     if settings.ema >= 1:
         parser.error("--ema: the decay must be below 1")
     if settings.report == "ema" and "report" in given and settings.ema == 0:
@@ -248,7 +249,7 @@ def check_settings(settings, given, parser, method):
         if getattr(settings, name) < 1:
             parser.error(f"--{name.replace('_', '-')} must be at least 1")
     if not 0 <= settings.pct_start < 1:
-        parser.error("--pct-start is a share, below 1")
+        parser.error("--pct-start is a share: it must be below 1")
     if min(settings.std) <= 0:
         parser.error("--std must be above 0")
     if {"text", "text_features"} <= given:
@@ -259,4 +260,5 @@ def check_settings(settings, given, parser, method):
             parser.error(f"--loss {settings.loss} has no {', '.join(unused)}")
     random_start = not (settings.pretrained or settings.weights or settings.init)
     if random_start and (settings.freeze_bn or getattr(settings, "freeze", False)):
-        print("warning: frozen layers stay random: --no-freeze trains them, too", file=sys.stderr)
+        print("warning: frozen layers stay random: --no-freeze-bn, and for q2l "
+              "--no-freeze, train them, too", file=sys.stderr)

@@ -2,7 +2,7 @@
 
     classes, paths, targets = READERS[name](root, split)    targets int8 (N, K): 1, 0, -1 (unknown)
 
-A path is a file, a box of a file in pixels (FILE::x,y,w,h), or a drawn scene (scene:SEED/NUMBER).
+A path is a file, a box in a file in pixels (FILE::x,y,w,h), or a drawn scene (scene:SEED/NUMBER).
 Splits: train, test; csv also has val. To add a data set, write such a function and name it here.
 """
 from functools import partial
@@ -31,7 +31,7 @@ DOWNLOADS = {
     "coco-lt": partial(longtail.download, name="coco"),
     "voc-lt": partial(longtail.download, name="voc"),
 }
-CLASSES = {  # of sets with files, where they are known without these
+CLASSES = {  # of data sets with files, if the classes are known without the files
     "voc2007": voc.CLASSES,
     "voc2012": voc.CLASSES,
     "voc2012-server": voc.CLASSES,

@@ -26,9 +26,9 @@ def read_coco(root, split, year):
     file = root / f"annotations/instances_{name}.json"
     archive = f"http://images.cocodataset.org/annotations/annotations_trainval{year}.zip"
     with explain_errors(file, f"unpack {archive} in {root}"):
-        content = json.loads(file.read_bytes())  # of bytes: it knows a byte order mark
+        content = json.loads(file.read_bytes())  # bytes: json handles a byte order mark
         name_of = {category["id"]: str(category["name"]) for category in content["categories"]}
-        ids = sorted(name_of)  # 1..90 with holes become columns 0..79
+        ids = sorted(name_of)  # 1..90 with gaps become columns 0..79
         classes = [name_of[number] for number in ids]
 
         labels_of = {image["id"]: set() for image in content["images"]}

@@ -1,4 +1,4 @@
-"""Errors that a user can mend end in one line, which names the file and the remedy."""
+"""Errors that a user can fix end in one line, which names the file and the remedy."""
 from contextlib import contextmanager
 from pickle import UnpicklingError
 
@@ -21,8 +21,8 @@ def explain_errors(file, remedy):
         raise
     except FileNotFoundError:
         raise InputError(f"{file} is missing: {remedy}") from None
-    except UnpicklingError:  # torch's text advises to execute the file
-        raise InputError(f"{file} is no file of tensors and numbers: {remedy}") from None
+    except UnpicklingError:  # torch's text suggests executing the file
+        raise InputError(f"{file} is not a file of tensors and numbers: {remedy}") from None
     except KeyError as error:
         raise InputError(f"{file}: {error} is missing or unknown: {remedy}") from error
     except Exception as error:  # decoders and parsers raise many kinds of error

@@ -1,4 +1,4 @@
-"""Reads the image that a path names: a file, a box of it (FILE::x,y,w,h), or scene:SEED/NUMBER."""
+"""Reads the image that a path names: a file, a box in it (FILE::x,y,w,h), or scene:SEED/NUMBER."""
 import os
 from pathlib import Path
 
@@ -15,7 +15,7 @@ try:  # torchvision will remove it; Pillow gives the same values in twice the ti
 except ImportError:
     decode_jpeg = None
 
-REMEDY = "replace or remove it; `python -m tools.check --verify` lists all of a data set"
+REMEDY = "replace or remove it; `python -m tools.check --verify` lists all such images"
 
 
 def read_image(path, upright=False):
@@ -34,7 +34,7 @@ def read_image(path, upright=False):
 
 
 def read_file(file, upright):
-    """Opened by Pillow, which refuses images over its limit of 179 megapixels."""
+    """Pillow opens the file and rejects images over its limit of 179 megapixels."""
     with Image.open(file) as image:
         plain_jpeg = image.format == "JPEG" and image.mode == "RGB"
         if not plain_jpeg or decode_jpeg is None:
@@ -42,7 +42,7 @@ def read_file(file, upright):
     content = torch.from_numpy(np.fromfile(file, np.uint8))
     try:
         return decode_jpeg(content, apply_exif_orientation=upright)
-    except RuntimeError as error:  # its text names a file of torchvision's
+    except RuntimeError as error:  # its text names a file inside torchvision
         raise ValueError("the JPEG file is damaged or incomplete") from error
 
 
@@ -51,14 +51,14 @@ def to_tensor(image, upright):
     if upright:
         image = ImageOps.exif_transpose(image)
     if image.mode in ("I", "F"):
-        raise ValueError("32-bit pixels have no defined white: save it with 8 or 16 bits")
+        raise ValueError("32-bit pixels have no defined white level: save it with 8 or 16 bits")
     if image.mode.startswith("I;16"):  # Pillow would clip at 255: take the high byte
         image = Image.fromarray((np.asarray(image) >> 8).astype(np.uint8))
     return torch.from_numpy(np.array(image.convert("RGB"))).permute(2, 0, 1)
 
 
 def crop(image, box):
-    """The box "x,y,w,h" of an image (3, H, W), in pixels; black where it leaves the image."""
+    """The box "x,y,w,h" in an image (3, H, W), in pixels; black outside the image."""
     x, y, w, h = [int(number) for number in box.split(",")]
     inside = image[:, max(y, 0):max(y + h, 0), max(x, 0):max(x + w, 0)]
     if not inside.numel():

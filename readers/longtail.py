@@ -1,6 +1,6 @@
 """COCO-LT and VOC-LT as published, and a long-tailed subset of any data set.
 
-ROOT/longtail/*.txt by --download; the images as in COCO 2017 and in both VOCs.
+--download fetches ROOT/longtail/*.txt. The images are those of COCO 2017, and of VOC 2007 and 2012.
 """
 import numpy as np
 import torch
@@ -54,9 +54,9 @@ def download(root, name):
 def long_tailed(targets, ratio):
     """The indices of a subset whose class frequencies follow a power law (Pareto).
 
-    The rarest class is `ratio` times rarer than the most frequent one. An image is taken while none
-    of its classes is full; the limit of the most frequent class is lowered until it is reached. The
-    same at each call.
+    The rarest class is `ratio` times rarer than the most frequent one. An image is taken if none of
+    its classes is full; the limit of the most frequent class is lowered until it is reached. Every
+    call returns the same subset.
     """
     labels = targets == 1  # (N, K)
     counts = labels.sum(axis=0)

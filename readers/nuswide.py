@@ -14,21 +14,21 @@ from readers.errors import explain_errors
 from readers.images import missing
 from readers.tables import multi_hot
 
-REMEDY = "NUS-WIDE is nus_wid_data.csv, or ImageList/ and Groundtruth/TrainTestLabels/"
+REMEDY = "ROOT needs nus_wid_data.csv, or ImageList/ and Groundtruth/TrainTestLabels/"
 CODES = {"0": 0, "1": 1}
 
 
 def read_nuswide(root, split):
-    """Classes, paths and targets (N, 81). ASL's nus_wid_data.csv, which is another split, overrides
-    the published lists."""
+    """Classes, paths and targets (N, 81). ASL's nus_wid_data.csv, which has another split,
+    overrides the published lists."""
     if (root / "nus_wid_data.csv").is_file():
         classes, paths, targets = read_asl_csv(root, split)
     else:
         classes, paths, targets = read_published_lists(root, split)
     lost = missing(paths)
     if lost:
-        print(f"NUS-WIDE {split}: {len(lost)} of {len(paths)} images are MISSING and left out, "
-              f"{paths[lost[0]]} first", file=sys.stderr)
+        print(f"NUS-WIDE {split}: {len(lost)} of {len(paths)} images are MISSING and left out; "
+              f"the first is {paths[lost[0]]}", file=sys.stderr)
     return classes, np.delete(paths, lost), np.delete(targets, lost, axis=0)
 
 
@@ -42,7 +42,7 @@ def read_published_lists(root, split):
     classes = []
     columns = []
     for file in sorted(root.glob(f"Groundtruth/TrainTestLabels/Labels_*_{part}.txt")):
-        with explain_errors(file, f"a 0 or 1 for each image of {image_list}"):
+        with explain_errors(file, f"it needs a 0 or 1 for each image of {image_list}"):
             _, label, _ = file.name.split("_")
             column = [CODES[value] for value in file.read_text().split()]
             if len(column) != len(names):

@@ -1,9 +1,9 @@
 """Your own images.
 
-ROOT/train.csv, ROOT/test.csv and, for choices between epochs and thresholds, ROOT/val.csv, in
-UTF-8: a column `image` (a path relative to ROOT, an absolute one, or FILE::x,y,w,h, a box of a file
-in pixels), then either one column per label (1, 0; -1 or empty: unknown) or one column `labels`
-with names separated by semicolons. Without train.csv, test.csv can be evaluated.
+The files are ROOT/train.csv, ROOT/test.csv and, to choose epochs and thresholds, ROOT/val.csv, in
+UTF-8. Each has a column `image`: a path relative to ROOT, an absolute path, or FILE::x,y,w,h, a box
+in a file in pixels. The labels are either one column per label (1, 0; -1 or empty: unknown) or one
+column `labels` with names separated by semicolons. test.csv can be evaluated without train.csv.
 """
 import csv
 import os
@@ -15,7 +15,7 @@ import numpy as np
 from readers.errors import explain_errors
 from readers.tables import multi_hot
 
-REMEDY = ("a csv data set is ROOT/train.csv and ROOT/test.csv in UTF-8, both with the header "
+REMEDY = ("a csv data set is ROOT/train.csv and ROOT/test.csv in UTF-8, both with a column "
           "`image` (a path relative to ROOT) and the same labels, each once; a value is 1, 0, -1 "
           "or empty")
 CODES = {"1": 1, "0": 0, "-1": -1, "": -1, "1.0": 1, "0.0": 0, "-1.0": -1, "True": 1, "False": 0}
@@ -32,7 +32,7 @@ def read_csv(root, split):
     with explain_errors(file, REMEDY):
         different = set(columns) ^ set(classes)
         if different:
-            raise ValueError(f"{sorted(different)[:8]} in one file only")
+            raise ValueError(f"{sorted(different)[:8]} are in only one of the files")
         if columns == ["labels"]:
             classes = sorted(set(chain.from_iterable(train_rows.values())))
             targets = multi_hot(rows.values(), classes)
@@ -45,7 +45,7 @@ def read_csv(root, split):
 
 
 def names_alone(root, split):
-    """Whether a split lists the names of its labels, and no train.csv says which there are."""
+    """Whether a split lists label names, and there is no train.csv that lists all of them."""
     columns, _ = read_table(root / f"{split}.csv")
     return columns == ["labels"] and not (root / "train.csv").is_file()
 
@@ -64,10 +64,10 @@ def read_table(file):
                 continue
             with explain_errors(f"{file}, row {reader.line_num}", REMEDY):
                 if len(row) != len(header):
-                    raise ValueError(f"{len(row)} fields, the header has {len(header)}")
+                    raise ValueError(f"{len(row)} fields, but the header has {len(header)}")
                 image = row.pop(image_column).strip()
                 if image in rows:
-                    raise ValueError(f"{image} has two rows: an image has one, with all its labels")
+                    raise ValueError(f"{image} has two rows: put all its labels in one row")
                 if columns == ["labels"]:
                     rows[image] = label_names(row[0])
                 else:

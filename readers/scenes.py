@@ -20,7 +20,7 @@ def outline(corners, inner=1.0, turn=0.0):
 
 
 def cross():
-    """Its corners (12, 2). y is x, a quarter turn later."""
+    """The corners (12, 2) of a cross. y is x, a quarter turn later."""
     x = np.array([-1, 1, 1, 3, 3, 1, 1, -1, -1, -3, -3, -1]) / 3
     return np.stack([x, np.roll(x, 3)], 1)
 
@@ -32,7 +32,7 @@ PALETTE = ["#d63031", "#1eb43c", "#2850e6", "#ebc428",  # of the classes, then o
            "#969696", "#f0f0f0", "#1e1e1e", "#a550c8", "#eb823c", "#5ac8d2"]
 CLASSES = [f"{color} {shape}" for color, shape in product(COLORS, SHAPES)]
 SIDE = 128  # of an image, in pixels
-GRID = 6  # each shape has its own cell of a GRID x GRID raster
+GRID = 6  # each shape has its own cell in a grid of GRID x GRID cells
 NOISE = Image.fromarray(
     np.random.default_rng(0).integers(0, 49, (2 * SIDE, 2 * SIDE, 3), dtype=np.uint8))
 
@@ -102,5 +102,5 @@ def draw(path):
         pen.polygon(points.ravel().tolist(), PALETTE[colors[i]])
 
     x, y = rng.integers(SIDE, size=2).tolist()
-    noise = NOISE.crop((x, y, x + SIDE, y + SIDE))  # 0..48, added around zero
+    noise = NOISE.crop((x, y, x + SIDE, y + SIDE))  # 0..48, centered on 0 by the offset
     return np.array(ImageChops.add(image, noise, offset=-24))

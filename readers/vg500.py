@@ -13,7 +13,7 @@ REMEDY = "SSGRL's data/VG has it"
 
 
 def read_vg500(root, split):
-    """Classes, paths and targets (N, 500). The published lists number the labels, without names."""
+    """Classes, paths and targets (N, 500). The published lists have label numbers, not names."""
     file = root / f"{split}_list_500.txt"
     with explain_errors(file, REMEDY):
         names = file.read_text("utf-8").split()

@@ -1,8 +1,8 @@
 """PASCAL VOC 2007 and 2012, from http://host.robots.ox.ac.uk/pascal/VOC/ or by --download.
 
 ROOT/VOCdevkit/VOC2007, VOC2012. The labels of VOC 2012's test images are on a server only. So the
-test split of voc2012 is its val split; voc2012-server trains on trainval, its test split has the
-test images with unknown labels, and tools/voc_server.py writes the files for the server.
+test split of voc2012 is its val split. voc2012-server trains on trainval. Its test split has the
+test images, with unknown labels, and tools/voc_server.py writes the files for the server.
 """
 import numpy as np
 import torchvision
@@ -31,7 +31,7 @@ def read_voc(root, split, year, train, test):
 
 
 def read_lists(folder, list_name, codes):
-    """The images and targets (N, 20) in the lists of the 20 classes, which have the same order."""
+    """The images and targets (N, 20) in the lists of the 20 classes, which share one order."""
     columns = []
     for label in CLASSES:
         file = folder / "ImageSets/Main" / f"{label}_{list_name}.txt"

@@ -20,7 +20,7 @@ def read_wider(root, split):
     file = root / f"wider_attribute_annotation/wider_attribute_{name}.json"
     paths = []
     rows = []
-    with explain_errors(file, "unpack WIDER Attribute's annotations and images here"):
+    with explain_errors(file, "unpack WIDER Attribute's annotations and images in ROOT"):
         content = json.loads(file.read_bytes())
         for image in content["images"]:
             for person in image["targets"]:

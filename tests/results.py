@@ -370,7 +370,7 @@ def small_objects(size=""):
 
 def residual():
     rows = []
-    for name, label, command in (("coco18, 320 px", "320 px, classifier x 10", f"{BCE} --head-lr 10"),
+    for name, label, command in (("coco18, 320 px", "320 px, classifier learning rate x 10", f"{BCE} --head-lr 10"),
                                  ("coco18", "128 px", BCE)):
         choices = next(row[2] for row in ROWS[name] if row[1] == command)
         figures = [mean(of_runs(name, command, choices, of_log("mAP")))]

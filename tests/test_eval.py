@@ -336,7 +336,7 @@ def test_where_nothing_can_be_written_is_said_before_the_work(checkpoint, tmp_pa
         voc_server.main(["--checkpoint", str(file), "--root", "x", "--out", inside])
     with pytest.raises(InputError, match="choose another place to write to"):
         thresholds.main(["--checkpoint", str(file), "--split", "train", "--out", inside])
-    for flags in (("--out", file), ("--scores", file), ("--out", "x", "--scores", "x")):
+    for flags in (("--out", file), ("--scores", file), ("--out", tmp_path / "x", "--scores", tmp_path / "x")):
         with pytest.raises(InputError, match="another flag names the same file"):
             call("--checkpoint", file, *flags)
     with pytest.raises(SystemExit):

@@ -1,4 +1,4 @@
-"""A look at a data set before training: labels, missing and broken images, copies.
+"""Checks a data set before training: labels, missing and broken images, copies.
 
 Run: python -m tools.check --data NAME --root DIR [--verify]
 """
@@ -17,10 +17,11 @@ from readers.images import missing
 
 def main(argv=None):
     """Returns whether there is a problem with an image."""
-    parser = argparse.ArgumentParser(description="A look at a data set.", allow_abbrev=False)
+    parser = argparse.ArgumentParser(description="Checks a data set.", allow_abbrev=False)
     parser.add_argument("--data", default="scenes", choices=READERS, help="the data set")
     parser.add_argument("--root", default="", help="the folder that holds it")
-    parser.add_argument("--download", action="store_true", help="fetch VOC or the lists into ROOT")
+    parser.add_argument("--download", action="store_true",
+                        help="fetch VOC or the long-tailed lists into ROOT")
     parser.add_argument("--verify", action="store_true", help="decode all images, look for copies")
     args = parser.parse_args(argv)
 
@@ -37,7 +38,7 @@ def main(argv=None):
             problems += [f"{dataset.paths[i]} is missing" for i in missing(dataset.paths)]
     for problem in problems:
         print(problem)
-    what = "missing images; --verify decodes all"
+    what = "missing images; --verify decodes all images"
     if args.verify:
         what = "problems"
     print(f"{len(problems)} {what}")
@@ -56,7 +57,7 @@ def print_labels(title, dataset):
 
 
 def verify(dataset, split, seen):
-    """Sentences about images that cannot be read, and about images that occur twice with different
+    """Messages about images that cannot be read, and about images that occur twice with different
     labels or in two splits. Adds to `seen`: pixels -> (split, path, targets)."""
     resize = transform(32)
 

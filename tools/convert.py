@@ -1,11 +1,11 @@
-"""A released checkpoint -> an ordinary one of this project, OUT/last.pt.
+"""Converts a released checkpoint to an ordinary one of this project, OUT/last.pt.
 
 Run: python -m tools.convert --model q2l --data coco2014 released.pth OUT [--backbone NAME ...]
 Then: python eval.py --checkpoint OUT/last.pt --root DIR
 
-Widths, layers, heads of CSRA, projection, self-attention and the number of classes are read off the
-tensors. The backbone, the image size, mean and std are those of the recipe unless flags, which are
-train.py's, say otherwise. --data names the published data set, and so the classes.
+Widths, layers, CSRA's heads, the projection and self-attention are read from the tensors. The
+backbone, the image size, mean and std are those of the recipe; the flags of train.py override them.
+--data names the published data set, and so the classes.
 """
 import sys
 from pathlib import Path
@@ -26,12 +26,12 @@ from readers.errors import InputError, explain_errors
 def main(argv=None):
     if argv is None:
         argv = sys.argv[1:]
-    positional = {"released": "the released file", "folder": "a new folder, which gets last.pt"}
+    positional = {"released": "the released file", "folder": "a new folder for last.pt"}
     method, settings = read_command_line(argv, positional)
     if not {"model", "data"} <= flags_in(argv):
-        raise InputError("--model and --data must say of which method and data set the file is")
+        raise InputError("--model and --data must say which method and data set the file is from")
     path = settings.released
-    with explain_errors(path, f"it must be what the authors of {settings.model} released"):
+    with explain_errors(path, f"it must be a file that the authors of {settings.model} released"):
         state = convert(settings.model, read_released(path))
     read_shapes(settings, state)
     if settings.data in CLASSES:
@@ -44,14 +44,14 @@ def main(argv=None):
 
     folder = Path(settings.folder)
     with explain_errors(folder, "choose another folder"):
-        folder.mkdir(parents=True)  # an error where it exists
+        folder.mkdir(parents=True)  # an error if it exists
     save({"model": model.state_dict(), "ema": None, "classes": classes, "class_counts": None,
           "settings": vars(settings)}, folder / "last.pt")
     print(f"{len(state)} tensors, {len(classes)} classes: {folder / 'last.pt'}")
 
 
 def read_released(path):
-    """A file of tensors, and of numpy numbers as released files have. Executes nothing."""
+    """Reads tensors and, as in released files, numpy numbers. Executes nothing."""
     number = np._core.multiarray.scalar
     allowed = [number, (number, "numpy.core.multiarray.scalar"), np.dtype,  # numpy 1's name, too
                np.dtypes.Float64DType, np.dtypes.Float32DType, np.dtypes.Int64DType]

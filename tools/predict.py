@@ -43,7 +43,7 @@ def open_checkpoint(path, weights=None, image_size=None):
 
 
 def images_in(paths):
-    """The files among `paths`, and the images in the folders among them, sub-folders included."""
+    """The files among `paths`, and the images in the folders among them, including subfolders."""
     files = []
     for path in paths:
         if Path(path).is_file():
@@ -66,7 +66,7 @@ def main(argv=None):
     flag = parser.add_argument
     flag("images", nargs="+", metavar="IMAGE_OR_FOLDER",
          help="files, and folders of images")
-    flag("--threshold", default="0.5", help="a number, or a file of python -m tools.thresholds")
+    flag("--threshold", default="0.5", help="a number, or a file from python -m tools.thresholds")
     flag("--image-size", type=integer(1), help="default: the size used in training")
     flag("--json", action="store_true", help="print a JSON object per line")
     flag("--heatmaps", metavar="DIR", help="draw each image and the maps of its labels")
@@ -80,7 +80,7 @@ def main(argv=None):
                 raise FileExistsError("it holds images already")
 
     model, classes, prepare = open_checkpoint(args.checkpoint, args.weights, args.image_size)
-    device = distributed.start()  # called before: this returns the device
+    device = distributed.start()  # already started: this returns the device
     model.to(device, memory_format=torch.channels_last)
     thresholds = read_threshold(args.threshold, classes)
 
@@ -109,7 +109,7 @@ def main(argv=None):
         if args.heatmaps:
             label_maps = maps.squeeze(0)[..., labels, :, :].cpu()
             sheet = contact_sheet(image, label_maps, texts, args.each_head)
-            name = Path(file).stem[:50]  # a name may have 255 bytes
+            name = Path(file).stem[:50]  # a file name has at most 255 bytes
             sheet.save(Path(args.heatmaps, f"{number:05}-{name}.png"))
     return failed
 

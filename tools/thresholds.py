@@ -1,4 +1,4 @@
-"""The threshold with the best F1 on a split that is not reported, for all classes or one for each.
+"""The threshold of best F1 on a split that is not reported: one for all classes, or one for each.
 
 Run: python -m tools.thresholds --checkpoint OUT/best.pt --split val [--per-class]
 It writes OUT/best.thresholds.json, which --threshold of eval.py and tools.predict reads.
@@ -62,7 +62,7 @@ def main(argv=None):
         threshold = best_threshold(scores.ravel(), dataset.targets.ravel())
     content = {"split": args.split, "threshold": threshold}
     Path(out).write_text(json.dumps(content))
-    print(f"best F1 on {args.split}, written to {out}: threshold {threshold}")
+    print(f"threshold of best F1 on {args.split}, written to {out}: {threshold}")
 
 
 if __name__ == "__main__":

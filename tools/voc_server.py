@@ -14,7 +14,7 @@ def main(argv=None):
     parser = checkpoint_parser(__doc__)
     flag = parser.add_argument
     flag("--root", required=True, help="the folder that holds VOCdevkit/VOC2012")
-    flag("--out", required=True, metavar="FOLDER", help="gets results/VOC2012/Main/*.txt")
+    flag("--out", required=True, metavar="FOLDER", help="for results/VOC2012/Main/*.txt")
     flag("--flip", action="store_true", help="average with the mirrored image")
     flag("--workers", type=integer(-1), default=-1, help="loading processes; -1: automatic")
     args = parser.parse_args(argv)
