@@ -139,7 +139,7 @@ def test_q2l_warns_of_frozen_random_weights_unless_a_file_replaces_them(tmp_path
     flags = ["--model", "q2l", *own(tmp_path)[2:], "--d-model", "32"]
     for more, warns in (([], True), (["--weights", "w.pth"], False), (["--no-freeze"], False)):
         read_command_line([*flags, *more])
-        assert ("--no-freeze trains them" in capsys.readouterr().err) == warns
+        assert ("--no-freeze, train them" in capsys.readouterr().err) == warns
 
 
 def test_frozen_batchnorms_stay_as_the_file_has_them(tmp_path):

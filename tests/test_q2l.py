@@ -334,4 +334,4 @@ def test_released_file_evaluates_from_the_command_line(tmp_path):
     assert "mAP" in text and "64 images" in text
     text = run("-m", "tools.convert", "--model", "q2l", "--data", "scenes", "--backbone", "resnet18",
                file, tmp_path / "other", ok=False)
-    assert "Traceback" not in text and "check --backbone" in text
+    assert "Traceback" not in text and "it does not fit: check --data, --backbone" in text

@@ -37,7 +37,7 @@ def test_run_evaluate_and_repeat(tmp_path):
     assert [line["epoch"] for line in a[1:3]] == [1, 2] and a[-1]["mAP"] == a[2]["mAP"] > 0
     assert a[1]["loss"] == b[1]["loss"] and a[-1]["mAP"] == b[-1]["mAP"]  # whatever the workers
     table = run("eval.py", "--checkpoint", tmp_path / "a/last.pt")
-    assert f"mAP {a[-1]['mAP']:.2f} " in table and "red circle" in table and "all-points" in table
+    assert f"mAP {a[-1]['mAP']:.2f}\n" in table and "red circle" in table and "all-points" in table
 
 
 @pytest.mark.parametrize("model, ema", [
