@@ -31,6 +31,8 @@ def read_coco(root, split, year):
         ids = sorted(name_of)  # 1..90 with gaps become columns 0..79
         classes = [name_of[number] for number in ids]
 
+        if len(name_of) < len(content["categories"]):
+            raise ValueError("two categories have one id")
         labels_of = {image["id"]: set() for image in content["images"]}
         for box in content["annotations"]:
             labels_of[box["image_id"]].add(box["category_id"])

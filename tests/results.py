@@ -317,7 +317,8 @@ def photographs(size=""):
             of_log("mAP"), of_log("CF1"), of_log("OF1"), of_evaluation(TUNED, "OF1"))]
         figures += [mean(of_runs(names[1], command, tail[command], of_log(name)))
                     if command in tail else "" for name in ("mAP", "tail")]
-        rows.append([label, *figures])
+        if any(figures):
+            rows.append([label, *figures])
     return table([f"photographs{size or ', 128 px'}", "mAP", "CF1", "OF1", "OF1, tuned",
                   "long-tailed: mAP", "tail"], rows)
 
