@@ -269,8 +269,7 @@ def read_text_features(source, count):
             features = torch.load(source, weights_only=True)
         features = torch.as_tensor(features, dtype=torch.float32)
     except Exception as error:  # damaged files raise many kinds of error
-        kind = type(error).__name__
-        raise ValueError(f"text features {source}: not a .npy or .pt file ({kind})") from error
+        raise ValueError(f"text features {source}: missing, or not a .npy or .pt file") from error
     if features.ndim != 2 or len(features) != count or not features.isfinite().all():
         raise ValueError(f"text features {tuple(features.shape)}: must be finite, of shape "
                          f"({count}, m)")

@@ -59,7 +59,8 @@ class Attention(nn.Module):
         self.k = nn.Linear(d, d)
         self.v = nn.Linear(d, d)
         self.out_proj = nn.Linear(d, d)
-        bound = math.sqrt(6 / (d + 3 * d))  # of one matrix (3 d, d), as in nn.MultiheadAttention
+        # sqrt(6 / (d + 3 d)): the bound of one matrix (3 d, d), as in nn.MultiheadAttention
+        bound = math.sqrt(1.5 / d)
         for linear in (self.q, self.k, self.v):
             nn.init.uniform_(linear.weight, -bound, bound)
             nn.init.zeros_(linear.bias)
