@@ -39,6 +39,8 @@ def convert_csra(state):
             heads.append(tensor)
         elif not name.startswith(unused):
             result[f"backbone.{name}"] = tensor
+    if not heads:
+        raise ValueError("no classifier.multi_head.0.head.weight")
     result["head.weight"] = torch.stack(heads).flatten(2)  # (heads, K, d)
     return result
 

@@ -36,13 +36,17 @@ def read_lists(folder, list_name, codes):
     for label in CLASSES:
         file = folder / "ImageSets/Main" / f"{label}_{list_name}.txt"
         with explain_errors(file, f"{folder} must be VOC's folder; --download fetches it"):
-            table = np.loadtxt(file, str, comments=None, unpack=True, ndmin=2)
-            names, values = table.tolist()
+            names = []
+            values = []
+            for line in file.read_text("utf-8").splitlines():
+                name, value = line.split()
+                names.append(name)
+                values.append(codes[value])
             if label == CLASSES[0]:
                 images = names
             if names != images:
                 raise ValueError(f"not the images of {CLASSES[0]}_{list_name}.txt")
-            columns.append([codes[value] for value in values])
+            columns.append(values)
     return images, np.array(columns, np.int8).T
 
 

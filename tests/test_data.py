@@ -126,7 +126,7 @@ def test_voc_2012_trains_on_trainval_for_the_server(tmp_path):
     assert test.paths[1].endswith("000003.jpg") and (test.targets == -1).all()
 
 
-@pytest.mark.parametrize("line, message", [("000001 2\n", "'2' is missing or unknown"), ("000001\n", "row 2"),
+@pytest.mark.parametrize("line, message", [("000001 2\n", "'2' is missing or unknown"), ("000001\n", "values to unpack"),
                                            ("000009 1\n", "not the images of")])
 def test_voc_errors(tmp_path, line, message):
     file = write_voc(tmp_path) / "VOCdevkit/VOC2007/ImageSets/Main/dog_trainval.txt"

@@ -223,7 +223,7 @@ def test_checkpoints_that_lack_something(trained, tmp_path, monkeypatch):
 
 
 @pytest.mark.parametrize("flags, message", [
-    (["--output-stride", "7"], "csra, backbone"),
+    (["--output-stride", "7"], "test_resnet: it cannot be built with these settings"),
     (["--backbone", "test_vit", "--image-size", "100"], "test_vit"),
     (["--backbone", "mixer_s32_224"], "mixer_s32_224"),
     (["--backbone", "nonesuch"], "nonesuch"), (["--backbone", "resnet18.nonesuch"], "nonesuch"),
