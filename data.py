@@ -86,6 +86,8 @@ def load(name, root="", split="train", *, drop_unlabelled=False, difficult="igno
     with this ratio of the most to the least frequent class (0: off); `download` fetches VOC and the
     long-tailed lists; `check` raises an error if images are missing.
     """
+    if name not in READERS:
+        raise InputError(f"no data set {name}: choose from {', '.join(READERS)}")
     if split not in split_names(name, root):
         raise InputError(f"{name} has no split {split} in {root}")
     if long_tail != 0 and long_tail < 1:
@@ -134,6 +136,9 @@ def load_splits(settings):
                              download=settings.download)
         if splits[split].classes != splits["train"].classes:
             raise InputError(f"{settings.data}: train and {split} have different classes")
+        if not (splits[split].targets == 1).any() and not settings.data.endswith("-server"):
+            raise InputError(f"{settings.data}: the {split} split has no positive label: every "
+                             "value is 0 or unknown")
     splits["train"] = splits["train"].sample(settings.limit)
     return splits
 

@@ -31,6 +31,7 @@ from readers.errors import InputError, explain_errors
 from readers.own_images import names_alone
 
 KINDS = ("all-points", "envelope", "11-point")
+WRITE_REMEDY = "make room, or choose another place to write to"
 
 
 # ------------------------------------------------------------------------------------------ metrics
@@ -349,9 +350,10 @@ def main(argv=None):
     result["images"] = len(scores)
     print_table(result)
     if args.out:
-        Path(args.out).write_text(json.dumps(result))
+        with explain_errors(args.out, WRITE_REMEDY):
+            Path(args.out).write_text(json.dumps(result))
     if args.scores:
-        with open(args.scores, "wb") as file:
+        with explain_errors(args.scores, WRITE_REMEDY), open(args.scores, "wb") as file:
             np.savez_compressed(file, scores=scores, targets=dataset.targets,
                                 classes=dataset.classes, paths=dataset.paths.tolist())
 
@@ -379,7 +381,8 @@ def read_threshold(text, classes):
         if isinstance(values, dict):
             values = [values[name] for name in classes]
         values = np.array(values, float)
-        if not (abs(values) <= 1).all():  # may be just below 0, so that a score of 0 counts
+        # A threshold may be just below 0, so that a score of 0 counts.
+        if not ((values > -1e-9) & (values <= 1)).all():
             raise ValueError("not a probability")
         return np.broadcast_to(values, len(classes))
 
@@ -389,7 +392,7 @@ def check_output(path, others):
     written, raises InputError before the work starts."""
     if path is None:
         return
-    with explain_errors(path, "choose another place to write to"):
+    with explain_errors(path, WRITE_REMEDY):
         for other in others:
             if other and os.path.realpath(path) == os.path.realpath(other):
                 raise FileExistsError("another flag names the same file")

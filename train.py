@@ -109,7 +109,9 @@ def train(method, settings):
         network = distributed.data_parallel(model, settings.image_size, device)
     if settings.compile:
         model.compile()  # in place, so `network` runs it too
-    norms = batchnorms(model)
+    norms = []
+    if settings.grad_checkpointing:
+        norms = batchnorms(model)
 
     # Continue an earlier run after its last complete epoch.
     fingerprints = {name: fingerprint(split, settings.root) for name, split in splits.items()}
@@ -369,7 +371,9 @@ def write_log(out, lines):
     text = ""
     for line in lines:
         text += json.dumps(line) + "\n"
-    (out / "log.jsonl").write_text(text)
+    file = out / "log.jsonl"
+    with explain_errors(file, "make room, then --resume"):
+        file.write_text(text)
 
 
 def announce(settings, splits, resuming):

@@ -13,8 +13,11 @@ def save(checkpoint, path):
     """Writes a temporary file, then renames it: an interruption leaves the old file intact."""
     temporary = path.with_suffix(".tmp")
     with explain_errors(path, "make room, then --resume"):
-        torch.save(checkpoint, temporary)
-        os.replace(temporary, path)
+        try:
+            torch.save(checkpoint, temporary)
+            os.replace(temporary, path)
+        finally:
+            temporary.unlink(missing_ok=True)  # half of a file: the disk is full
 
 
 def read_checkpoint(path):
@@ -22,6 +25,8 @@ def read_checkpoint(path):
     with explain_errors(path, "a whole checkpoint of train.py is needed; python -m tools.convert "
                         "converts released ones"):
         checkpoint = torch.load(path, map_location="cpu", weights_only=True)
+        for key in ("model", "ema", "classes", "class_counts"):
+            checkpoint[key]  # KeyError if it is missing
         checkpoint["settings"] = argparse.Namespace(**checkpoint["settings"])
     return checkpoint
 

@@ -1,6 +1,7 @@
 """The command line of train.py: a method's recipe for a data set, overridden by flags."""
 import argparse
 import inspect
+import math
 import os
 import re
 import sys
@@ -227,9 +228,12 @@ def set_normalization(settings, given):
         inputs = read_checkpoint(settings.init)["settings"]
     else:
         with explain_errors(f"--backbone {settings.backbone}", "choose another timm model name"):
-            # if timm has none, those of the recipe stay
-            inputs = timm.get_pretrained_cfg(settings.backbone) or settings
-    for name in {"mean", "std"} - given:
+            inputs = timm.get_pretrained_cfg(settings.backbone)
+    missing = {"mean", "std"} - given
+    if missing and inputs is None:
+        raise InputError(f"timm does not know the mean and std of {settings.backbone}: give both, "
+                         "--mean and --std")
+    for name in missing:
         setattr(settings, name, tuple(getattr(inputs, name)))
 
 
@@ -250,8 +254,11 @@ def check_settings(settings, given, parser, method):
             parser.error(f"--{name.replace('_', '-')} must be at least 1")
     if not 0 <= settings.pct_start < 1:
         parser.error("--pct-start is a share: it must be below 1")
-    if min(settings.std) <= 0:
-        parser.error("--std must be above 0")
+    finite = all(math.isfinite(value) for value in settings.mean + settings.std)
+    if not finite or min(settings.std) <= 0:
+        parser.error("--mean and --std must be finite, and --std above 0")
+    if settings.init and settings.weights:
+        parser.error("--init replaces --weights: leave --weights out")
     if {"text", "text_features"} <= given:
         parser.error("--text-features replaces the text tower: leave --text out")
     if settings.loss:

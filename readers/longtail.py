@@ -27,6 +27,8 @@ def read_published(root, split, name):
         lines = read_fields(file)
         classes = [" ".join(line[:-1]) for line in lines]
         numbers = [line[-1] for line in lines]
+        if numbers != [str(k) for k in range(len(numbers))]:
+            raise ValueError("not `name number` lines, counted from 0")
 
     file = root / f"longtail/{name}_lt_{split}.txt"
     with explain_errors(file, remedy):  # a line: a path and the numbers of its labels

@@ -12,10 +12,9 @@ import numpy as np
 
 from readers.errors import explain_errors
 from readers.images import missing
-from readers.tables import multi_hot
+from readers.tables import multi_hot, translate
 
 REMEDY = "ROOT needs nus_wid_data.csv, or ImageList/ and Groundtruth/TrainTestLabels/"
-CODES = {"0": 0, "1": 1}
 
 
 def read_nuswide(root, split):
@@ -44,7 +43,7 @@ def read_published_lists(root, split):
     for file in sorted(root.glob(f"Groundtruth/TrainTestLabels/Labels_*_{part}.txt")):
         with explain_errors(file, f"it needs a 0 or 1 for each image of {image_list}"):
             _, label, _ = file.name.split("_")
-            column = [CODES[value] for value in file.read_text().split()]
+            column = translate(file.read_text().split(), {"0": 0, "1": 1})
             if len(column) != len(names):
                 raise ValueError(f"{len(column)} rows")
         classes.append(label)

@@ -24,17 +24,19 @@ CODES = {"1": 1, "0": 0, "-1": -1, "": -1, "1.0": 1, "0.0": 0, "-1.0": -1, "True
 def read_csv(root, split):
     """Classes, paths and targets (N, K). The order of the classes is that of train.csv."""
     file = root / f"{split}.csv"
-    columns, rows = read_table(file)
-    classes = columns
-    train_rows = rows
-    if (root / "train.csv").is_file():
-        classes, train_rows = read_table(root / "train.csv")
+    train_file = root / "train.csv"
+    if not train_file.is_file():
+        train_file = file
+    train_columns, train_rows = read_table(train_file)
+    classes = train_columns
+    if train_columns == ["labels"]:
+        classes = sorted(set(chain.from_iterable(train_rows.values())))
+    columns, rows = read_table(file, known=classes)
     with explain_errors(file, REMEDY):
-        different = set(columns) ^ set(classes)
+        different = set(columns) ^ set(train_columns)
         if different:
-            raise ValueError(f"{sorted(different)[:8]} are in only one of the files")
+            raise ValueError(f"row 1: {sorted(different)[:8]} are in only one of the files")
         if columns == ["labels"]:
-            classes = sorted(set(chain.from_iterable(train_rows.values())))
             targets = multi_hot(rows.values(), classes)
         else:
             column_of = {label: k for k, label in enumerate(columns)}
@@ -50,12 +52,14 @@ def names_alone(root, split):
     return columns == ["labels"] and not (root / "train.csv").is_file()
 
 
-def read_table(file):
-    """The label columns of a csv file, and {image: the values or names in its row}."""
+def read_table(file, known=None):
+    """The label columns of a csv file, and {image: the values or names in its row}. known: the
+    names that a column `labels` may have; None: any."""
     rows = {}
     with explain_errors(file, REMEDY), open(file, newline="", encoding="utf-8-sig") as lines:
         reader = csv.reader(lines, strict=True)
         header = [name.strip() for name in next(reader, [])]
+        check_header(header)
         image_column = header.index("image")
         columns = header.copy()
         columns.remove("image")
@@ -70,9 +74,23 @@ def read_table(file):
                     raise ValueError(f"{image} has two rows: put all its labels in one row")
                 if columns == ["labels"]:
                     rows[image] = label_names(row[0])
+                    if known is not None and not rows[image] <= set(known):
+                        unknown = rows[image] - set(known)
+                        raise ValueError(f"no such label in train.csv: {unknown}")
                 else:
                     rows[image] = [CODES[value.strip()] for value in row]
     return columns, rows
+
+
+def check_header(header):
+    if "image" not in header:
+        raise ValueError(f"row 1: {header[:8]}: no column `image`")
+    if len(header) < 2:
+        raise ValueError("row 1: no label columns")
+    if "" in header:
+        raise ValueError(f"row 1: {header[:8]}: a column without a name")
+    if len(set(header)) < len(header):
+        raise ValueError(f"row 1: {header[:8]}: a name occurs twice")
 
 
 def label_names(text):

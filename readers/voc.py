@@ -8,6 +8,7 @@ import numpy as np
 import torchvision
 
 from readers.errors import explain_errors
+from readers.tables import translate
 
 CLASSES = ["aeroplane", "bicycle", "bird", "boat", "bottle", "bus", "car", "cat", "chair", "cow",
            "diningtable", "dog", "horse", "motorbike", "person", "pottedplant", "sheep", "sofa",
@@ -38,15 +39,17 @@ def read_lists(folder, list_name, codes):
         with explain_errors(file, f"{folder} must be VOC's folder; --download fetches it"):
             names = []
             values = []
-            for line in file.read_text("utf-8").splitlines():
-                name, value = line.split()
-                names.append(name)
-                values.append(codes[value])
+            for number, line in enumerate(file.read_text("utf-8").splitlines(), 1):
+                fields = line.split()
+                if len(fields) != 2:
+                    raise ValueError(f"row {number}: not an image and a value")
+                names.append(fields[0])
+                values.append(fields[1])
             if label == CLASSES[0]:
                 images = names
             if names != images:
                 raise ValueError(f"not the images of {CLASSES[0]}_{list_name}.txt")
-            columns.append(values)
+            columns.append(translate(values, codes))
     return images, np.array(columns, np.int8).T
 
 

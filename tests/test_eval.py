@@ -276,6 +276,8 @@ def test_contact_sheets_of_heat_maps(checkpoint, tmp_path, monkeypatch, capsys):
     (tmp_path / "b").mkdir()
     twin = tmp_path / "b/a.png"  # the same name in another folder
     twin.write_bytes((tmp_path / "a.png").read_bytes())
+    with pytest.raises(SystemExit):
+        predict.main(["--checkpoint", str(file), str(tmp_path), "--each-head"])
     long_name = tmp_path / f"{'x' * 250}.png"
     long_name.write_bytes((tmp_path / "a.png").read_bytes())
     predict.main(["--checkpoint", str(file), str(tmp_path / "a.png"), str(long_name), str(twin),

@@ -9,7 +9,7 @@ import time
 import numpy as np
 import pytest
 import torch
-from conftest import HERE, default_settings
+from conftest import HERE, default_settings, run
 from PIL import Image
 from test_reliable import FLAGS, processes, small_images  # noqa: F401 (a fixture)
 from test_train import log
@@ -143,11 +143,11 @@ def test_wrong_flags_of_eval_are_named(flags, message, capsys):
     assert message in capsys.readouterr().err
 
 
-@pytest.mark.parametrize("text", ["nan", "50", '{"threshold": null}', '{"threshold": "x"}',
+@pytest.mark.parametrize("text", ["nan", "50", "-0.1", '{"threshold": null}', '{"threshold": "x"}',
                                   '{"threshold": {"a": 0.5}}', '{"threshold": {"a": null, "b": 1}}',
                                   '{"threshold": [1, 2, 3]}', "[]", "", "{"])
 def test_thresholds_are_checked(text, tmp_path):
-    argument = text if text in ("nan", "50") else str(tmp_path / "t.json")
+    argument = text if text in ("nan", "50", "-0.1") else str(tmp_path / "t.json")
     (tmp_path / "t.json").write_text(text)
     with pytest.raises(InputError, match="threshold"):
         evaluation.read_threshold(argument, ["a", "b"])
@@ -201,17 +201,26 @@ def test_a_strip_is_squashed_and_a_huge_image_refused(trained, tmp_path, monkeyp
             read_image(f"{tmp_path}/{name}")
 
 
-def test_a_full_disk_is_one_line(tmp_path):
+@pytest.mark.slow
+def test_a_full_disk_is_one_line(trained, tmp_path, monkeypatch):
+    for flag in ("--out", "--scores"):
+        text = run("eval.py", "--checkpoint", trained / "run/last.pt", "--workers", 0, flag,
+                   "/dev/full", ok=False)
+        assert "error: /dev/full: " in text and "No space left" in text and "Traceback" not in text
     with pytest.raises(InputError, match="Is a directory"):
         evaluation.main(["--checkpoint", "x", "--out", str(tmp_path)])
+    (tmp_path / "log.jsonl").symlink_to("/dev/full")
+    with pytest.raises(InputError, match="log.jsonl.*No space left.*--resume"):
+        train.write_log(tmp_path, [{"mAP": 1}])
 
 
 def test_checkpoints_that_lack_something(trained, tmp_path, monkeypatch):
     whole = torch.load(trained / "run/last.pt")
     flags = ["--checkpoint", str(tmp_path / "x.pt"), "--workers", "0"]
-    torch.save({"model": whole["model"]}, tmp_path / "x.pt")
-    with pytest.raises(InputError, match="x.pt: 'settings' is missing or unknown: a whole checkpoint of train.py"):
-        evaluation.main(flags)
+    for name in ("model", "classes", "ema", "class_counts", "settings"):
+        torch.save({key: value for key, value in whole.items() if key != name}, tmp_path / "x.pt")
+        with pytest.raises(InputError, match="x.pt: .*a whole checkpoint of train.py"):
+            evaluation.main(flags)
     settings = {name: value for name, value in whole["settings"].items() if name != "lam"}
     torch.save(whole | {"settings": settings}, tmp_path / "x.pt")  # older than a keyword
     evaluation.main(flags)
@@ -312,7 +321,8 @@ def test_fp16_with_sgd_keeps_its_momentum(tmp_path):
     (["--decay-epochs", "3", "--schedule", "cosine"], "--decay-epochs is for --schedule step"),
     (["--pct-start", "0.4", "--schedule", "step"], "--pct-start is for"), (["--lam", "nan"], "--lam"),
     (["--schedule", "step", "--schedule-epochs", "9"], "--schedule-epochs is for"),
-    (["--lam", "-1"], "--lam"),
+    (["--init", "x", "--weights", "y"], "leave --weights out"),
+    (["--lam", "-1"], "--lam"), (["--std", "inf,1,1"], "--std"), (["--mean", "nan,0,0"], "--mean"),
     (["--seed", "1e3"], "invalid int value")])
 def test_flags_of_training_without_effect_are_errors(flags, message, tmp_path, capsys):
     with pytest.raises(SystemExit):
@@ -426,3 +436,16 @@ def test_resume_without_the_method_takes_that_of_the_run(tmp_path):
     train.main([*flags, "--epochs", "1", "--out", str(tmp_path / "run")])
     method, settings = read_command_line(["--resume", "--out", str(tmp_path / "run")])
     assert (method.__name__, settings.model) == ("asl", "asl")
+
+
+@pytest.mark.parametrize("split", ["train", "test"])
+def test_a_split_without_positives_is_an_error(tmp_path, split):
+    text = "image,a,b\n" + "".join(f"{split}{i}.png,-1,0\n" for i in range(16))
+    flags = own(tmp_path, **{split: text})
+    with pytest.raises(SystemExit, match=f"the {split} split has no positive label"):
+        train.main([*flags, "--out", str(tmp_path / "run")])
+
+
+def test_a_backbone_whose_inputs_are_not_known_needs_both(tmp_path):
+    with pytest.raises(InputError, match="give both"):
+        read_command_line([*own(tmp_path), "--backbone", "hf-hub:someone/model", "--mean", "0,0,0"])

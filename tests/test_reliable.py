@@ -212,7 +212,7 @@ def test_outputs_that_can_not_be_written(tmp_path, monkeypatch):
     monkeypatch.setattr(torch, "save", full)
     with pytest.raises(data.InputError, match="last.pt: .*No space left.*room"):
         train.save({"a": 2}, kept)
-    assert torch.load(kept)["a"] == 1
+    assert torch.load(kept)["a"] == 1 and sorted(tmp_path.iterdir()) == [tmp_path / "file", kept]
 
 
 def test_resume_with_another_methods_checkpoint(tmp_path):

@@ -72,6 +72,8 @@ def main(argv=None):
     flag("--heatmaps", metavar="DIR", help="draw each image and the maps of its labels")
     flag("--each-head", action="store_true", help="--heatmaps: a map for each layer and head")
     args = parser.parse_args(argv)
+    if args.each_head and not args.heatmaps:
+        parser.error("--each-head goes with --heatmaps")
     files = images_in(args.images)
     if args.heatmaps:
         with explain_errors(args.heatmaps, "choose another place to write to"):
@@ -110,7 +112,8 @@ def main(argv=None):
             label_maps = maps.squeeze(0)[..., labels, :, :].cpu()
             sheet = contact_sheet(image, label_maps, texts, args.each_head)
             name = Path(file).stem[:50]  # a file name has at most 255 bytes
-            sheet.save(Path(args.heatmaps, f"{number:05}-{name}.png"))
+            with explain_errors(args.heatmaps, "make room there"):
+                sheet.save(Path(args.heatmaps, f"{number:05}-{name}.png"))
     return failed
 
 

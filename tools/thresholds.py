@@ -9,6 +9,7 @@ from pathlib import Path
 import numpy as np
 
 from eval import (
+    WRITE_REMEDY,
     Evaluation,
     add_data_flags,
     check_output,
@@ -16,6 +17,7 @@ from eval import (
     count_by_score,
 )
 from lib import distributed
+from readers.errors import explain_errors
 
 
 def best_threshold(scores, targets):
@@ -61,7 +63,8 @@ def main(argv=None):
     else:
         threshold = best_threshold(scores.ravel(), dataset.targets.ravel())
     content = {"split": args.split, "threshold": threshold}
-    Path(out).write_text(json.dumps(content))
+    with explain_errors(out, WRITE_REMEDY):
+        Path(out).write_text(json.dumps(content))
     print(f"threshold of best F1 on {args.split}, written to {out}: {threshold}")
 
 

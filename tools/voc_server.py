@@ -33,7 +33,8 @@ def main(argv=None):
         for path, score in zip(dataset.paths, column):
             text += f"{Path(path).stem} {score:.8f}\n"
         file = folder / f"comp2_cls_test_{label}.txt"
-        file.write_text(text)
+        with explain_errors(file, "make room there"):
+            file.write_text(text)
     print(f"{len(dataset.classes)} files for {len(dataset)} images in {folder}")
 
 
