@@ -49,7 +49,7 @@ def build_model(method, settings, classes):
     except Exception as error:  # timm and open_clip raise many kinds of error
         text = str(error)[:800] or "it cannot be built with these settings"
         raise InputError(
-            f"{what}: {text}\nBackbones that work: ResNets and their relatives, ConvNeXt, ViT, "
+            f"{what}: {text}. Backbones that work: ResNets and their relatives, ConvNeXt, ViT, "
             "Swin. --output-stride (8, 16) is for ResNets and their relatives. Pretrained weights "
             "need internet access once; --no-pretrained starts from random ones.") from error
     try:
