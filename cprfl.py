@@ -35,7 +35,7 @@ Where the paper, the released code and this file differ:
   used. Whatever does not depend on the images is computed once per batch.
 
 Run: python cprfl.py                          long-tailed scenes on a CPU: 69.5 mAP in 5 minutes
-     python cprfl.py --data voc-lt --root DIR the released recipe: 86.28 mAP there, not run here
+     python cprfl.py --data voc-lt --root DIR the paper has 86.28 mAP; not run here
 To copy: this file needs no other file.
 """
 import warnings

@@ -15,6 +15,8 @@ Where the paper, the released code and this file differ:
 - Reported epoch: the released script prints every epoch and picks none. Here: the last epoch.
 - COCO with ResNet-101: 4 heads in the paper; the released "4 heads" command passes 6. Here: 4.
 - VOC's difficult objects: negative in training, ignored at test time, as released.
+- WIDER's unspecified attributes: negative in training, ignored in AP, as released. In CF1 and OF1,
+  the released code counts them as negative. Here, they are ignored.
 - ResNet inputs: in [0, 1], not normalized with mean and std, as released. The paper doesn't say.
 - Mixed precision: the released code has none. Here, train.py enables it where it can (--amp off
   disables it). The pooling in Eq. 2-4 runs in float32 or higher.
@@ -23,7 +25,7 @@ Where the paper, the released code and this file differ:
   nothing. Here, it is left out.
 
 Run: python csra.py                            synthetic scenes on a CPU: 99.8 mAP in 1 to 2.5 min
-     python csra.py --data voc2007 --root DIR  the paper's recipe: 94.7 mAP there, not run here
+     python csra.py --data voc2007 --root DIR  the paper has 94.7 mAP; not run here
 To copy: CSRAHead and the few lines above it need only torch (leave out the import of timm).
 """
 import math

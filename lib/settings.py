@@ -41,9 +41,13 @@ def read_command_line(argv, positional=None):
     parser = make_parser(method)
     for name, help_text in (positional or {}).items():
         parser.add_argument(name, help=help_text)
-    parser.set_defaults(data=data, **recipe_for(method, data))
+    recipe = recipe_for(method, data)
+    parser.set_defaults(data=data, **recipe)
     settings = parser.parse_args(argv)
     given = flags_in(argv)
+    changed = sorted(given & recipe.keys())
+    if settings.note and changed:
+        settings.note += f" (changed by flags: {', '.join(changed)})"
 
     last = Path(settings.out, "last.pt")
     if settings.resume and not settings.out:

@@ -32,7 +32,7 @@ def read_nuswide(root, split):
 
 
 def read_published_lists(root, split):
-    """Images without any label are left out, as in the protocol of the published results."""
+    """Images without any label are left out, as in Query2Label's loaders."""
     part = split.capitalize()
     image_list = root / f"ImageList/{part}Imagelist.txt"
     with explain_errors(image_list, REMEDY):

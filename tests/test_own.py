@@ -21,6 +21,7 @@ import lib.released
 import q2l
 import train
 from data import InputError
+from lib.checkpoint import save
 from lib.models import load_backbone, load_matching, starting_model
 from lib.settings import read_command_line
 from readers import CLASSES, voc
@@ -87,6 +88,24 @@ def test_init_from_other_classes(tmp_path, capsys):
         load_matching(model, s, ["a"])
     train.main([*own(tmp_path / "new"), "--epochs", "1", "--init", file, "--out", str(tmp_path / "b")])
     assert "tensors are loaded" in capsys.readouterr().out
+
+
+def test_init_of_q2l_from_more_classes(tmp_path):
+    """From COCO to VOC: all but the label embeddings and the classifier is loaded."""
+    options = {"backbone": "test_resnet", "pretrained": False, "image_size": 64, "d_model": 32,
+               "ffn": 64, "self_attention": True}
+    old = q2l.build([str(k) for k in range(80)], **options)
+    new = q2l.build([str(k) for k in range(20)], **options)
+    flags = ["--model", "q2l", "--data", "csv", "--root", str(tmp_path), "--backbone", "test_resnet"]
+    _, s = read_command_line(flags)
+    save({"settings": vars(s), "classes": [str(k) for k in range(80)], "model": old.state_dict(),
+          "ema": None, "history": [], "class_counts": [], "fingerprints": {}}, tmp_path / "old.pt")
+    s.init = str(tmp_path / "old.pt")
+    load_matching(new, s, [str(k) for k in range(20)])
+    stored, loaded = old.state_dict(), new.state_dict()
+    different = [name for name in loaded if loaded[name].shape != stored[name].shape
+                 or not torch.equal(loaded[name], stored[name])]
+    assert different == ["head.query_embed", "head.W", "head.b"]
 
 
 def test_init_takes_the_weights_that_the_run_reports(tmp_path):

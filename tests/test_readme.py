@@ -9,6 +9,8 @@ import pytest
 import results
 from conftest import HERE, run
 
+import asl
+import q2l
 import train
 
 ROOT = HERE.parent
@@ -91,31 +93,61 @@ def test_the_structure_is_that_of_the_tree():
     assert set(row.split(", ")) == {file.stem for file in ROOT.glob("tools/*.py")} - {"__init__"}
 
 
-LOGGED = {  # row of "What to expect": (run in the public logs, epoch of our recipe)
-    "Q2L, ResNet-101, COCO 2014, 448 px": ("q2l r101 448 coco, batch 128", 18),
+LOGGED = {  # row of "What to expect": (run in the public logs, our method, data set)
+    "Q2L, ResNet-101, COCO 2014, 448 px": ("q2l r101 448 coco, batch 128", q2l, "coco2014"),
     "Q2L, `--backbone resnet101.tv2_in1k`": (
-        "q2l r101 (V2 weights, by the name of the run) 448 coco", 18),
-    "Q2L, ResNet-101, 576 px": ("q2l r101 576 coco", 18),
-    "Q2L, TResNet-L, 448 px": ("q2l tresnet_l 448 coco", 18),
-    "Q2L, TResNet-L 22k, 448 px": ("q2l tresnet_l 22k 448 coco", 18),
-    "Q2L, ResNet-101, NUS-WIDE": ("q2l r101 448 nuswide", 12),
-    "Q2L, TResNet-L, NUS-WIDE": ("q2l tresnet_l 448 nuswide", 12),
-    "Q2L, TResNet-L 22k, VG500, 576 px": ("q2l tresnet_l 22k 576 vg500", 12),
-    "Q2L, TResNet-L, VOC 2007, from COCO": ("q2l tresnet_l 448 voc2007, started from coco", 24),
-    "ASL, TResNet-L, COCO 2014, 448 px": ("asl tresnet_l 448 coco", 18)}
+        "q2l r101 (V2 weights, by the name of the run) 448 coco", q2l, "coco2014"),
+    "Q2L, ResNet-101, 576 px": ("q2l r101 576 coco", q2l, "coco2014"),
+    "Q2L, TResNet-L, 448 px": ("q2l tresnet_l 448 coco", q2l, "coco2014"),
+    "Q2L, TResNet-L 22k, 448 px": ("q2l tresnet_l 22k 448 coco", q2l, "coco2014"),
+    "Q2L, ResNet-101, NUS-WIDE": ("q2l r101 448 nuswide", q2l, "nuswide"),
+    "Q2L, TResNet-L, NUS-WIDE": ("q2l tresnet_l 448 nuswide", q2l, "nuswide"),
+    "Q2L, TResNet-L 22k, VG500, 576 px": ("q2l tresnet_l 22k 576 vg500", q2l, "vg500"),
+    "Q2L, TResNet-L, VOC 2007, from COCO": (
+        "q2l tresnet_l 448 voc2007, started from coco", q2l, "voc2007"),
+    "ASL, TResNet-L, COCO 2014, 448 px": ("asl tresnet_l 448 coco", asl, "coco2014")}
+PLAIN = {  # row: (run, how far its last five epochs are from the best, at most)
+    "plain ResNet-101, max pooling, COCO 2014, 448 px": (
+        "plain r101 (V1) max pooling 448 coco", 0.1),
+    "plain ResNet-101, newer weights (`resnet101.tv2_in1k`), COCO 2014, 448 px": (
+        "plain r101 (V2) max pooling 448 coco", 0.1),
+    "plain ResNet-101, average pooling, VOC 2007": (
+        "plain r101 (V1) average pooling 448 voc2007", 0.2)}
+
+
+def logged(name, weights):
+    """The mAP after each epoch of a run in the public logs."""
+    file = ROOT.parent / "shared/logs/public_logs.json"
+    if not file.is_file():
+        pytest.skip("no public logs here")
+    return json.loads(file.read_text())["runs"][name][f"mAP_{weights}"]
+
+
+def expected(row):
+    """The cells of a row of "What to expect", after the first; the best mAP and its epoch."""
+    cells = re.search(rf"^\| {re.escape(row)} \|(.*)$", README, re.MULTILINE)[1].split("|")
+    return cells, float(cells[1].split()[0]), int(cells[2])
 
 
 @pytest.mark.parametrize("row", LOGGED)
 def test_what_to_expect_is_what_the_logs_say(row):
-    file = ROOT.parent / "shared/logs/public_logs.json"
-    if not file.is_file():
-        pytest.skip("no public logs here")
-    name, epoch = LOGGED[row]
-    curve = json.loads(file.read_text())["runs"][name]["mAP_ema"]
-    cells = re.search(rf"^\| {re.escape(row)} \|(.*)$", README, re.MULTILINE)[1].split("|")
-    best = float(cells[1].split()[0])
-    assert (best, int(cells[2])) == (max(curve), curve.index(max(curve)) + 1)
-    assert float(cells[3]) == curve[epoch - 1]
+    name, method, data = LOGGED[row]
+    curve = logged(name, "ema")
+    cells, best, epoch = expected(row)
+    assert (best, epoch) == (max(curve), curve.index(max(curve)) + 1)
+    assert float(cells[3]) == curve[method.RECIPES[data]["epochs"] - 1]
+    if method == asl:
+        assert f"({curve[39]} after epoch 40, the last)" in cells[1] and len(curve) == 40
+
+
+@pytest.mark.parametrize("row", PLAIN)
+def test_what_to_expect_of_a_plain_resnet_is_what_the_logs_say(row):
+    name, distance = PLAIN[row]
+    curve = logged(name, "raw")
+    cells, best, epoch = expected(row)
+    assert (best, epoch) == (max(curve), curve.index(max(curve)) + 1)
+    assert best - min(curve[-5:]) <= distance + 1e-9
+    assert cells[3].strip() == f"last epochs: within {distance} of the best"
 
 
 def test_figures_are_those_of_the_runs():

@@ -5,10 +5,12 @@ The logs: https://github.com/yu-gi-oh-leilei/Query2Labels (learning rates as pri
 a step, both from 0; steps per epoch; the first loss, at batch 64 to 128).
 """
 import json
+import re
 
 import numpy as np
 import pytest
 import torch
+from conftest import HERE
 from test_data import write_csv, write_image, write_lists, write_voc
 
 import asl
@@ -85,15 +87,25 @@ def test_keys_of_the_recipes():
         augment=("cutout", "randaugment"), batch_size=128, ema=0.9997, mean=(0.485, 0.456, 0.406))
     has("q2l", "nuswide", epochs=12, schedule_epochs=80)
     has("q2l", "vg500", epochs=12, schedule_epochs=80, backbone="tresnet_v2_l.miil_in21k",
-        image_size=576, batch_size=64, ffn=2048, gamma_neg=0.)
+        image_size=576, batch_size=64, ffn=2048, gamma_neg=0., optimizer="adamw", decay_1d=True,
+        augment=("randaugment",), mean=(0., 0., 0.), std=(1., 1., 1.))
     for name in ("voc2007", "voc2012", "voc2012-server"):
         has("q2l", name, epochs=24, schedule_epochs=80, ffn=2432, gamma_neg=0., optimizer="adam",
             decay_1d=False, mean=(0., 0., 0.), std=(1., 1., 1.), difficult="negative", batch_size=64)
     has("q2l", "voc2007", self_attention=True)
     has("asl", "coco2014", epochs=18, schedule_epochs=80, drop_unlabelled=True, drop_last=False)
+    has("asl", "coco2014", augment=("cutout", "randaugment"), optimizer="adam", lr=1e-4,
+        weight_decay=1e-4, batch_size=128, ema=0.9997, mean=(0., 0., 0.), std=(1., 1., 1.))
     has("asl", "voc2007", epochs=24, schedule_epochs=80, difficult="negative")
-    has("csra", "voc2007", difficult="ignored", drop_last=False, epochs=30)
-    has("cprfl", "voc-lt", epochs=29, schedule_epochs=80, lr=1e-5)
+    has("asl", "nuswide", epochs=12, schedule_epochs=80, image_size=240, drop_unlabelled=False)
+    has("csra", "voc2007", difficult="ignored", drop_last=False, epochs=30, decay_epochs=4, heads=1,
+        lam=0.1, lr=0.01, batch_size=16, optimizer="sgd")
+    has("csra", "coco2014", decay_epochs=5, heads=4, lam=0.5, drop_unlabelled=True)
+    has("csra", "wider", decay_epochs=5, lam=0.3, image_size=224,
+        backbone="vit_base_patch16_224.orig_in21k_ft_in1k", mean=(0.5, 0.5, 0.5), std=(0.5, 0.5, 0.5))
+    for name, epochs in (("coco-lt", 80), ("voc-lt", 29)):
+        has("cprfl", name, epochs=epochs, schedule_epochs=80, lr=1e-5, batch_size=16, ema=0.998,
+            pct_start=0.1, mean=(0., 0., 0.), std=(1., 1., 1.), drop_last=False)
     for model in ("q2l", "asl", "cprfl"):
         has(model, "csv", epochs=20, schedule_epochs=20)
 
@@ -113,13 +125,26 @@ def test_what_a_recipe_aims_at_is_said_before_training(tmp_path, capsys):
     write_csv(tmp_path, "image,x\na.jpg,1\nb.jpg,0\n")
     flags = ["--root", str(tmp_path), "--backbone", "test_resnet", "--no-pretrained", "--image-size",
              "64", "--epochs", "1", "--batch-size", "2", "--workers", "0"]
-    for name, recipe in q2l.RECIPES.items():
-        if not name.startswith("scenes") and name != "csv":
-            assert recipe["note"], name
+    for model, name in PUBLISHED:
+        assert METHODS[model].RECIPES[name]["note"], name
     write_published(tmp_path)
     train.main(["--model", "asl", "--data", "coco2014", *flags, "--out", str(tmp_path / "run")])
     said = capsys.readouterr().out
     assert said.index("recipe: for 86.6 mAP on COCO 2014: stops after 18") < said.index("epoch 1/1")
+    assert "(changed by flags: backbone, batch_size, epochs, image_size, pretrained)" in said
+
+
+def test_notes_agree_with_the_keys():
+    """A note that names epochs names those of its recipe, and no flag changes it unseen."""
+    for model, name in PUBLISHED:
+        settings = settings_of(model, name)
+        stop = re.search(r"stops after (\d+) of (\d+)", settings.note)
+        if stop:
+            said = (int(stop[1]), int(stop[2]))
+            assert said == (settings.epochs, settings.schedule_epochs), (model, name)
+    assert settings_of("q2l", "coco2014", "--workers", "0").note == q2l.COCO["note"]
+    assert settings_of("q2l", "coco2014", "--image-size", "576").note.endswith(
+        " (changed by flags: image_size)")
 
 
 # ------------------------------------------------------------------------------------------ dry runs
@@ -184,18 +209,51 @@ def published(tmp_path_factory):
     return root
 
 
+README = (HERE.parent / "README.md").read_text("utf-8")
+COMMANDS = re.findall(r"python (\w+)\.py --data (\w+) --root DIR (--[^`\n]*)", README)
+STARTS = {}  # OUT of a command -> its method, data set and flags
+for model, name, flags in COMMANDS:
+    if "--out" in flags:
+        flags, out = flags.split("--out ")
+        STARTS[out] = (model, name, flags)
+
+
+def dry_run(model, name, flags, root, out):
+    """Two steps of one image with everything else as in the recipe, its whole schedule too, but for
+    random weights."""
+    recipe = METHODS[model].RECIPES[name]
+    if model == "cprfl":
+        flags = ["--text", "random", *flags]
+    if "schedule_epochs" in recipe:  # --epochs alone would shorten the schedule
+        flags = ["--schedule-epochs", str(recipe["schedule_epochs"]), *flags]
+    train.main(["--model", model, "--data", name, "--root", str(root), "--no-pretrained", *flags,
+                "--batch-size", "1", "--limit", "2", "--epochs", "1", "--workers", "0", "--out",
+                str(out)])
+    lines = (out / "log.jsonl").read_text().splitlines()
+    assert "mAP" in json.loads(lines[-1]) and (out / "last.pt").is_file()
+    assert 0 < json.loads(lines[1])["loss"] < 2000
+
+
 @pytest.mark.slow
 @pytest.mark.parametrize("model, name", PUBLISHED)
 def test_dry_run_of_every_published_recipe(model, name, published, tmp_path, capsys):
-    """Two steps of two images with everything else as in the recipe, but for random weights."""
-    more = ["--text", "random"] if model == "cprfl" else []
-    train.main(["--model", model, "--data", name, "--root", str(published), "--no-pretrained", *more,
-                "--batch-size", "2", "--limit", "4", "--epochs", "1", "--workers", "0", "--out",
-                str(tmp_path)])
+    dry_run(model, name, [], published, tmp_path)
     said = capsys.readouterr().out
+    assert "epoch 1/1 step 2/2 " in said
     if name in ("voc2007", "voc2012"):
         how = "ignored" if model in ("csra", "cprfl") else "negative"
         assert f"difficult objects of the test split: {how}" in said
-    lines = (tmp_path / "log.jsonl").read_text().splitlines()
-    assert "mAP" in json.loads(lines[-1]) and (tmp_path / "last.pt").is_file()
-    assert 0 < json.loads(lines[1])["loss"] < 2000
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize("model, name, flags", [c for c in COMMANDS if "--out" not in c[2]])
+def test_dry_run_of_every_published_command(model, name, flags, published, tmp_path, capsys):
+    """Those of README that have more flags: other backbones and sizes, starts from COCO."""
+    flags = flags.split()
+    if "--init" in flags:
+        out, _, file = flags[-1].rpartition("/")
+        first_model, first_name, first_flags = STARTS[out]
+        dry_run(first_model, first_name, first_flags.split(), published, tmp_path / "first")
+        flags[-1] = str(tmp_path / "first" / file)
+    dry_run(model, name, flags, published, tmp_path / "run")
+    assert "epoch 1/1 step 2/2 " in capsys.readouterr().out
