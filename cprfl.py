@@ -1,7 +1,7 @@
 """CPRFL: category-prompt refined feature learning, for long-tailed multi-label recognition.
 
 Paper: Yan et al., "Category-Prompt Refined Feature Learning for Long-Tailed Multi-Label Image
-Classification", ACM MM 2024. Its equations:
+Classification", ACM MM 2024, arXiv 2408.08125. Its equations:
 
     (1)   F = phi(f)                      local features, a linear map: HW tokens of width d
     (2)   P = GELU(W W1 + b1) W2 + b2     prompts, from text features W (K, m) of class names

@@ -89,7 +89,7 @@ def load(name, root="", split="train", *, drop_unlabelled=False, difficult="igno
     if name not in READERS:
         raise InputError(f"no data set {name}: choose from {', '.join(READERS)}")
     if split not in split_names(name, root):
-        raise InputError(f"{name} has no split {split} in {root}")
+        raise InputError(f"no split {split} in {name} {root}".rstrip())
     if long_tail != 0 and long_tail < 1:
         raise InputError(f"--long-tail {long_tail}: the ratio of the most to the least frequent "
                          "class must be at least 1")
@@ -101,7 +101,7 @@ def load(name, root="", split="train", *, drop_unlabelled=False, difficult="igno
         with explain_errors(f"--download of {name}", f"put it into {root} by hand"):
             DOWNLOADS[name](root)
     if not synthetic and not root.is_dir():
-        raise InputError(f"{name} needs --root, the folder that holds it; {root} is none")
+        raise InputError(f"--root {root}: there is no such folder")
 
     classes, paths, targets = READERS[name](root, split)
     if difficult == "negative" and name in HAVE_DIFFICULT:
@@ -120,7 +120,8 @@ def load(name, root="", split="train", *, drop_unlabelled=False, difficult="igno
         lost = missing(dataset.paths)
         if lost:
             raise InputError(f"{len(lost)} of {len(dataset)} listed images are missing, "
-                             f"{dataset.paths[lost[0]]} first: `python -m tools.check` lists all")
+                             f"{dataset.paths[lost[0]]} first: "
+                             f"`python -m tools.check --data {name} --root {root}` lists all")
     return dataset
 
 
@@ -150,6 +151,8 @@ def label_warnings(dataset, split):
         lacking = np.flatnonzero((dataset.targets != value).all(axis=0))
         if len(lacking) > 0:
             names = ", ".join(dataset.classes[k] for k in lacking[:8])
+            if len(lacking) > 8:
+                names += ", ..."
             warnings.append(f"warning: {split}: {len(lacking)} of {len(dataset.classes)} classes "
                             f"have {what}: {names}")
     return warnings

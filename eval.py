@@ -21,7 +21,7 @@ import numpy as np
 import torch
 from torch import nn
 
-from data import Dataset, Normalize, label_warnings, load, make_loader
+from data import HAVE_DIFFICULT, Dataset, Normalize, label_warnings, load, make_loader
 from lib import distributed
 from lib.checkpoint import read_checkpoint
 from lib.models import import_method, model_of, reported_weights
@@ -343,8 +343,10 @@ def main(argv=None):
     result = metrics(scores, dataset.targets, threshold, args.ap, counts)
     result["what"] = (f"{settings.model} on {args.data or settings.data} {args.split}: "
                       f"{len(scores)} images, {evaluation.weights} weights, image sizes {sizes}, "
-                      f"flip {args.flip}, residual {args.residual}, difficult objects "
-                      f"{settings.difficult}, {args.ap} AP, threshold {args.threshold}")
+                      f"flip {args.flip}, residual {args.residual}, {args.ap} AP, "
+                      f"threshold {args.threshold}")
+    if (args.data or settings.data) in HAVE_DIFFICULT:
+        result["what"] += f", difficult objects {settings.difficult}"
     result["threshold"] = threshold.tolist()
     result["classes"] = dataset.classes
     result["images"] = len(scores)

@@ -310,6 +310,8 @@ def check_processes(settings, world_size):
                          "processes")
     if settings.download and world_size > 1:
         raise InputError("--download: run it first, in one process: python -m tools.check")
+    if settings.sync_bn and world_size > 1 and not torch.cuda.is_available():
+        raise InputError("--sync-bn with several processes needs GPUs: leave it out")
 
 
 def output_folder(settings):

@@ -46,12 +46,15 @@ def build_model(method, settings, classes):
         model = method.build(classes, **settings_for(method.build, settings))
     except InputError:
         raise
-    except Exception as error:  # timm and open_clip raise many kinds of error
+    except ValueError as error:  # from the method's file: it says what to do
+        raise InputError(f"{what}: {error}") from error
+    except Exception as error:  # timm raises many kinds of error
         text = str(error)[:800] or "it cannot be built with these settings"
         raise InputError(
-            f"{what}: {text}. Backbones that work: ResNets and their relatives, ConvNeXt, ViT, "
-            "Swin. --output-stride (8, 16) is for ResNets and their relatives. Pretrained weights "
-            "need internet access once; --no-pretrained starts from random ones.") from error
+            f"{what}: {text.rstrip('.')}. Backbones that work: ResNets and their relatives, "
+            "ConvNeXt, ViT, Swin. --output-stride (8, 16) is for ResNets and their relatives. "
+            "Pretrained weights need internet access once; --weights FILE reads them from a file, "
+            "--no-pretrained starts from random ones.") from error
     try:
         model.eval()
         with torch.no_grad():

@@ -69,7 +69,10 @@ def read_command_line(argv, positional=None):
 def recipe_for(method, data):
     if data in method.RECIPES:
         return method.RECIPES[data]
-    print(f"{method.__name__} has no recipe for {data}: using the one for csv", file=sys.stderr)
+    other = "the one for csv"
+    if "csv" not in method.RECIPES:
+        other = "the defaults of lib/settings.py"
+    print(f"{method.__name__} has no recipe for {data}: using {other}", file=sys.stderr)
     return method.RECIPES.get("csv", {})
 
 
@@ -235,8 +238,8 @@ def set_normalization(settings, given):
             inputs = timm.get_pretrained_cfg(settings.backbone)
     missing = {"mean", "std"} - given
     if missing and inputs is None:
-        raise InputError(f"timm does not know the mean and std of {settings.backbone}: give both, "
-                         "--mean and --std")
+        raise InputError(f"--backbone {settings.backbone}: timm does not know it, or not its mean "
+                         "and std: correct the name, or give --mean and --std")
     for name in missing:
         setattr(settings, name, tuple(getattr(inputs, name)))
 

@@ -32,4 +32,4 @@ def explain_errors(file, remedy):
 def first_line(error):
     """The beginning of an error's text."""
     text = str(error).strip() or repr(error)
-    return text.splitlines()[0][:300]
+    return text.splitlines()[0][:300].rstrip(":")

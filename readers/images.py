@@ -15,7 +15,8 @@ try:  # torchvision will remove it; Pillow gives the same values in twice the ti
 except ImportError:
     decode_jpeg = None
 
-REMEDY = "replace or remove it; `python -m tools.check --verify` lists all such images"
+REMEDY = ("replace or remove it; `python -m tools.check --data NAME --root ROOT --verify` lists "
+          "all such images")
 
 
 def read_image(path, upright=False):

@@ -79,7 +79,7 @@ def test_csv_errors(tmp_path, train, test, message):
 
 
 def test_load_errors(tmp_path):
-    for arguments, message in ((("csv", ""), "--root"), (("csv", tmp_path / "x"), "x is none"),
+    for arguments, message in ((("csv", ""), "--root"), (("csv", tmp_path / "x"), "x: there is no such folder"),
                                (("csv", tmp_path), "train.csv is missing"),
                                (("nonesuch", tmp_path), "choose.*scenes, scenes-lt, csv"),
                                (("scenes", "", "val"), "no split val"),

@@ -5,6 +5,7 @@ import shutil
 import subprocess
 import sys
 import time
+import types
 
 import numpy as np
 import pytest
@@ -14,11 +15,12 @@ from PIL import Image
 from test_reliable import FLAGS, processes, small_images  # noqa: F401 (a fixture)
 from test_train import log
 
+import data
 import eval as evaluation
 import train
 from data import InputError, load
 from lib.models import refuse_pooled_norm
-from lib.settings import read_command_line
+from lib.settings import read_command_line, recipe_for
 from readers.images import read_image
 from tools import check, predict
 
@@ -447,5 +449,51 @@ def test_a_split_without_positives_is_an_error(tmp_path, split):
 
 
 def test_a_backbone_whose_inputs_are_not_known_needs_both(tmp_path):
-    with pytest.raises(InputError, match="give both"):
+    with pytest.raises(InputError, match="give --mean and --std"):
         read_command_line([*own(tmp_path), "--backbone", "hf-hub:someone/model", "--mean", "0,0,0"])
+    with pytest.raises(InputError, match="--backbone resnett18: .*correct the name"):
+        read_command_line([*own(tmp_path), "--backbone", "resnett18"])
+
+
+def test_what_a_method_refuses_is_said_without_advice_on_backbones(tmp_path):
+    flags = own(tmp_path)
+    flags[1] = "cprfl"
+    with pytest.raises(SystemExit) as stop:
+        train.main([*flags, "--prompts", "none", "--out", str(tmp_path / "run")])
+    assert str(stop.value).endswith("prompts=none: choose from nonlinear, linear, random")
+
+
+def test_a_method_without_a_recipe_for_csv_has_the_defaults(capsys):
+    method = types.ModuleType("toy")
+    method.RECIPES = {"scenes": {"lr": 1.}}
+    assert recipe_for(method, "coco2014") == {}
+    assert "toy has no recipe for coco2014: using the defaults" in capsys.readouterr().err
+
+
+def test_sync_bn_of_several_processes_needs_gpus(monkeypatch):
+    settings = default_settings(sync_bn=True, batch_size=4)
+    monkeypatch.setattr(torch.cuda, "is_available", lambda: False)
+    train.check_processes(settings, 1)
+    with pytest.raises(InputError, match="--sync-bn"):
+        train.check_processes(settings, 2)
+
+
+def test_lists_that_are_cut_say_so():
+    for count in (8, 9):
+        classes = [f"c{k}" for k in range(count)]
+        targets = np.zeros((2, count), np.int8)
+        dataset = data.Dataset(classes, ["a.jpg", "b.jpg"], targets)
+        warnings = data.label_warnings(dataset, "train")
+        assert warnings[0].endswith("c7") == (count == 8)
+        assert warnings[0].endswith("c7, ...") == (count == 9)
+
+
+def test_an_image_without_labels_says_so(trained, capsys):
+    flags = ["--checkpoint", str(trained / "run/last.pt"), str(trained / "test0.png")]
+    predict.main([*flags, "--threshold", "1"])
+    assert "test0.png: no label above the threshold\n" in capsys.readouterr().out
+
+
+def test_difficult_objects_are_named_only_where_there_are_any(trained, capsys):
+    evaluation.main(["--checkpoint", str(trained / "run/last.pt"), "--workers", "0"])
+    assert "difficult" not in capsys.readouterr().out

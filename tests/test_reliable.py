@@ -230,7 +230,7 @@ def test_a_broken_image_ends_the_run_in_one_line(tmp_path, workers):
     with pytest.raises(SystemExit) as stop:
         train.main([*flags, "--workers", str(workers), "--out", str(tmp_path / "run")])
     text = str(stop.value)
-    assert text.startswith(f"error: {tmp_path}/3.png: ") and "tools.check --verify" in text
+    assert text.startswith(f"error: {tmp_path}/3.png: ") and "tools.check --data NAME --root ROOT --verify" in text
     assert "\n" not in text
 
 

@@ -18,7 +18,7 @@ from readers.images import missing
 def main(argv=None):
     """Returns whether there is a problem with an image."""
     parser = argparse.ArgumentParser(description="Checks a data set.", allow_abbrev=False)
-    parser.add_argument("--data", default="scenes", choices=READERS, help="the data set")
+    parser.add_argument("--data", required=True, choices=READERS, help="the data set")
     parser.add_argument("--root", default="", help="the folder that holds it")
     parser.add_argument("--download", action="store_true",
                         help="fetch VOC or the long-tailed lists into ROOT")

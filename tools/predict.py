@@ -106,8 +106,10 @@ def main(argv=None):
         if args.json:
             found = {classes[k]: round(float(scores[k]), 4) for k in labels}
             print(json.dumps({"path": file, "labels": found}))
-        else:
+        elif texts:
             print(f"{file}: {', '.join(texts)}")
+        else:
+            print(f"{file}: no label above the threshold")
         if args.heatmaps:
             label_maps = maps.squeeze(0)[..., labels, :, :].cpu()
             sheet = contact_sheet(image, label_maps, texts, args.each_head)
