@@ -22,9 +22,9 @@ Where the paper, the released code and this file differ:
   not a bound. In float32, it stops the gradient of a confident mistake. Here, the loss runs in
   float32 or higher, and log p is a logsigmoid. With a margin, log(1 - p_m) needs no bound.
 - Image size: 224 px by default in the released script, 448 px in the paper. Here: 448, and 240 on
-  NUS-WIDE, as its author says (the released table says 448).
-- Augmentation: the author says that the paper's runs had others, on the GPU, better than those of
-  the released script. Here: those of the script.
+  NUS-WIDE, as ASL's author says (the released table says 448).
+- Augmentation: ASL's author says that the paper's runs used a different one, on the GPU, which is
+  better than that of the released script. Here: that of the script.
 - CF1: the released script averages the F1 of the classes, at threshold 0.8. Here, as in the papers'
   tables, it is the F1 of the mean precision and the mean recall, at 0.5.
 - Inputs: in [0, 1], not normalized with mean and std, as released.

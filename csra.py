@@ -22,7 +22,7 @@ Where the paper, the released code and this file differ:
   disables it). The pooling in Eq. 2-4 runs in float32 or higher.
 - Infinite temperature, which takes the maximum: 99 in the released code, math.inf here.
 - Warm-up: in the released code, the learning rate of the first step is 0, so this step changes
-  nothing. Here, it is left out.
+  nothing. Here, that step is left out.
 
 Run: python csra.py                            synthetic scenes on a CPU: 99.8 mAP in 1 to 2.5 min
      python csra.py --data voc2007 --root DIR  the paper has 94.7 mAP; not run here

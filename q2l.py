@@ -26,7 +26,7 @@ Where the paper, the released code and this file differ:
   every layer, as released.
 - VOC 2007: the run that reaches 96.1 has self-attention in the second decoder layer only. Here,
   both layers have it. The values of the first layer's self-attention are 0 before their projection,
-  so self-attention only adds the same vector to every label.
+  so there, self-attention only adds the same vector to every label.
 - Cutout on COCO and NUS-WIDE: a square of half the image side, as in the public logs at 448 px that
   reach the paper's mAP (at 576 px, their square has 224 px). The released default length raises an
   error today. On VOC and VG500: none, since the logs there have that default.

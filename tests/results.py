@@ -302,9 +302,13 @@ def of_evaluation(evaluation, name):
 
 
 def table(header, rows):
-    """The lines of a table. A figure that is not measured yet is an empty cell."""
-    return [f"| {' | '.join(header)} |", "|" + " --- |" * len(header),
-            *(f"| {' | '.join(row)} |" for row in rows)]
+    """The lines of a table. A figure that is not measured yet is an empty cell. Columns without any
+    figure are left out; without rows, there is no table."""
+    if not rows:
+        return []
+    filled = [column for column in zip(header, *rows) if any(column[1:])]
+    lines = [f"| {' | '.join(cells)} |" for cells in zip(*filled)]
+    return [lines[0], "|" + " --- |" * len(filled), *lines[1:]]
 
 
 def photographs(size=""):
@@ -324,11 +328,13 @@ def photographs(size=""):
 
 
 def long_tail(name="coco18-lt", what="long-tailed, 128 px"):
-    return table([what, "mAP", "head", "medium", "tail", "command"], [
-        [label, *(mean(of_runs(name, command, choices, of_log(part)))
-                  for part in ("mAP", "head", "medium", "tail")),
-         f"`python {command} {choice(name, command, choices) or ''}`".replace(" `", "`")]
-        for label, command, choices in ROWS[name]])
+    rows = []
+    for label, command, choices in ROWS[name]:
+        figures = [mean(of_runs(name, command, choices, of_log(part)))
+                   for part in ("mAP", "head", "medium", "tail")]
+        if any(figures):
+            rows.append([label, *figures, f"`python {command} {choice(name, command, choices)}`"])
+    return table([what, "mAP", "head", "medium", "tail", "command"], rows)
 
 
 def grid(base="coco18", size="128 px"):
@@ -360,25 +366,31 @@ def cells():
 
 
 def small_objects(size=""):
-    return table([f"xray{size or ', 128 px'}", "mAP on val", "mAP", "CF1", "OF1", "command"], [
-        [name.replace("xray", label).replace(size, ""),
-         *(mean(of_runs(name, command, (flags,), of_log(value)))
-           for value in ("best_mAP_on_val", "mAP", "CF1", "OF1")),
-         f"`python {command} {flags}`"]
-        for name in (f"xray{size}", f"xray, BatchNorm trained{size}") for label, command, choices in ROWS[name]
-        for flags in choices])
+    rows = []
+    for name in (f"xray{size}", f"xray, BatchNorm trained{size}"):
+        for label, command, choices in ROWS[name]:
+            for flags in choices:
+                figures = [mean(of_runs(name, command, (flags,), of_log(value)))
+                           for value in ("best_mAP_on_val", "mAP", "CF1", "OF1")]
+                if any(figures):
+                    rows.append([name.replace("xray", label).replace(size, ""), *figures,
+                                 f"`python {command} {flags}`"])
+    return table([f"xray{size or ', 128 px'}", "mAP on val", "mAP", "CF1", "OF1", "command"], rows)
 
 
 def residual():
+    """Of the runs that were evaluated with each lambda."""
     rows = []
-    for name, label, command in (("coco18, 320 px", "320 px, classifier learning rate x 10", f"{BCE} --head-lr 10"),
-                                 ("coco18", "128 px", BCE)):
+    for name, label, command in (
+            ("coco18, 320 px", "320 px, classifier learning rate x 10", f"{BCE} --head-lr 10"),
+            ("coco18", "128 px", BCE)):
         choices = next(row[2] for row in ROWS[name] if row[1] == command)
-        figures = [mean(of_runs(name, command, choices, of_log("mAP")))]
-        for lam in ("0.1", "0.3", "1"):
-            evaluation = f"eval.py --residual {lam}"
-            figures.append(mean(of_runs(name, command, choices, of_evaluation(evaluation, "mAP"))))
-        rows.append([label, *figures])
+        of_lam = [of_log("mAP")]
+        of_lam += [of_evaluation(f"eval.py --residual {lam}", "mAP") for lam in ("0.1", "0.3", "1")]
+        runs = of_runs(name, command, choices, lambda run, line: [f(run, line) for f in of_lam])
+        runs = [figures for figures in runs if None not in figures]
+        if runs:
+            rows.append([label, *(mean(figures) for figures in zip(*runs))])
     return table(["`--residual` on the baseline, BCE: mAP", "0", "0.1", "0.3", "1"], rows)
 
 
@@ -425,13 +437,15 @@ TABLES = (partial(photographs, ", 320 px"), photographs,
 
 
 def write():
-    """Puts each table into the page that has a table with this header."""
+    """Puts each table into the page that has a table with this first column."""
     for page in PAGES:
         lines = page.read_text("utf-8").splitlines()
         for make in TABLES:
             new = make()
-            if new and new[0] in lines:
-                begin = lines.index(new[0])
+            old = [i for i, line in enumerate(lines) if new and line.startswith(
+                "|" + new[0].split("|")[1] + "|")]
+            if old:
+                begin = old[0]
                 end = next((i for i in range(begin, len(lines)) if not lines[i].startswith("|")),
                            len(lines))
                 lines[begin:end] = new
