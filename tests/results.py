@@ -385,10 +385,11 @@ def residual():
             ("coco18, 320 px", "320 px, classifier learning rate x 10", f"{BCE} --head-lr 10"),
             ("coco18", "128 px", BCE)):
         choices = next(row[2] for row in ROWS[name] if row[1] == command)
-        of_lam = [of_log("mAP")]
-        of_lam += [of_evaluation(f"eval.py --residual {lam}", "mAP") for lam in ("0.1", "0.3", "1")]
-        runs = of_runs(name, command, choices, lambda run, line: [f(run, line) for f in of_lam])
-        runs = [figures for figures in runs if None not in figures]
+        by_lam = [of_runs(name, command, choices, of_log("mAP"))]
+        for lam in ("0.1", "0.3", "1"):
+            value = of_evaluation(f"eval.py --residual {lam}", "mAP")
+            by_lam.append(of_runs(name, command, choices, value))
+        runs = [figures for figures in zip(*by_lam) if None not in figures]
         if runs:
             rows.append([label, *(mean(figures) for figures in zip(*runs))])
     return table(["`--residual` on the baseline, BCE: mAP", "0", "0.1", "0.3", "1"], rows)
