@@ -131,13 +131,18 @@ def machine():
     return f"{os.cpu_count()} cores, {names[0] if names else platform.machine()}"
 
 
+# glibc keeps memory for the next step, in large pages: the same numbers, faster on a CPU.
+MEMORY = {"GLIBC_TUNABLES": "glibc.malloc.hugetlb=1:glibc.malloc.mmap_max=0:"
+                            "glibc.malloc.trim_threshold=20000000000"}
+
+
 def python(args, *words):
     """Runs a command whose paths are in the folder of the photographs; returns its output."""
     folders = ("coco18", "coco-mini", "xray")
     words = [f"{args.data}/{word}" if word.split("/")[0] in folders else word for word in words]
     print("python", *words, flush=True)
     return subprocess.run([sys.executable, *words], cwd=ROOT, check=True, text=True,
-                          stdout=subprocess.PIPE).stdout
+                          env=os.environ | MEMORY, stdout=subprocess.PIPE).stdout
 
 
 def folder(args, command):
