@@ -309,7 +309,8 @@ def check_processes(settings, world_size):
         raise InputError(f"--batch-size {settings.batch_size} must be a multiple of {world_size} "
                          "processes")
     if settings.download and world_size > 1:
-        raise InputError("--download: run it first, in one process: python -m tools.check")
+        raise InputError("--download: run it first, in one process: python -m tools.check --data "
+                         f"{settings.data} --root {settings.root} --download")
     if settings.sync_bn and world_size > 1 and not torch.cuda.is_available():
         raise InputError("--sync-bn with several processes needs GPUs: leave it out")
 
