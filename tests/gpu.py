@@ -1,6 +1,6 @@
 """What only a GPU can show: correctness, training, speed and data loading, in one command.
 
-Run: python tests/gpu.py [--images DIR] [--out JSON]    on a GPU, under nine minutes
+Run: python tests/gpu.py [--images DIR] [--out JSON]    on a GPU, about ten minutes
      python tests/gpu.py --quick                        the same at small sizes, also on a CPU
 
 It needs the packages of requirements.txt without open_clip, and no data: images are made where
@@ -90,7 +90,6 @@ def apart(found, expected):
 
 def correctness(args):
     print("\nCorrectness: relative distance from float64 on the CPU, evaluation mode; TF32 is off")
-    torch.backends.cuda.matmul.allow_tf32 = torch.backends.cudnn.allow_tf32 = False
     bounds = {None: 1e-4, torch.bfloat16: 0.15, torch.float16: 0.03}
     for name in METHODS:
         method, s = settings(name, args, "--backbone", "resnet18" if CUDA else args.backbone,
@@ -284,13 +283,14 @@ def speed(args, compiled=False):
     print(f"\nSpeed, {'compiled' if compiled else 'eager'}, {args.backbone}, {args.size} px, 80 labels;"
           f" matrix products in {dtype} reach {peak / 1e12:.3g} TFLOP/s")
     for name in args.compiled if compiled else METHODS:
+        what = f"{name} speed{', compiled' * compiled}"
         if compiled and time.time() - BEGIN > 430:
             print(f"{name}: not measured, the time is up")
             continue
         try:
-            report(f"{name}{' compiled' * compiled}", speed_of(name, args, compiled, peak))
+            report(what, speed_of(name, args, compiled, peak))
         except torch.OutOfMemoryError:
-            report(f"{name}{' compiled' * compiled}", {"out of memory at": name}, ok=False)
+            report(what, {"out of memory at": name}, ok=False)
         if CUDA:
             torch.cuda.empty_cache()
 
@@ -357,6 +357,8 @@ def main():
                        "device": torch.device("cuda" if CUDA else "cpu")})
     name = torch.cuda.get_device_name() if CUDA else f"{torch.get_num_threads()} CPU threads"
     print(f"torch {torch.__version__} on {name}")
+    # float32 is compared with the CPU; what is timed uses half precision
+    torch.backends.cuda.matmul.allow_tf32 = torch.backends.cudnn.allow_tf32 = False
     parts = {"correctness": correctness, "training": training, "speed": speed, "asl": asl_kernel,
              "feeding": feeding, "compiled": partial(speed, compiled=True)}
     with tempfile.TemporaryDirectory() as args.folder:
@@ -368,8 +370,9 @@ def main():
         everything = list(parts)[:5 if args.quick else 6]
         for part in args.only.split(",") if args.only else everything:
             parts[part](args)
-    if args.out:
-        Path(args.out).write_text(json.dumps({"device": name, "torch": torch.__version__} | FIGURES))
+            if args.out:
+                figures = {"device": name, "torch": torch.__version__} | FIGURES
+                Path(args.out).write_text(json.dumps(figures))
     print(f"\n{time.time() - BEGIN:.0f} s; {len(FAILED)} failed {', '.join(FAILED)}")
     return int(bool(FAILED))
 

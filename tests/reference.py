@@ -30,7 +30,8 @@ class PlainQ2L(torch.nn.Module):
         for layer in (*head.encoder, *head.decoder):
             ours = layer.multihead_attn
             twin = torch.nn.MultiheadAttention(ours.out_proj.in_features, ours.heads,
-                                               dropout=ours.dropout, batch_first=True)
+                                               dropout=ours.dropout, batch_first=True,
+                                               device=ours.out_proj.weight.device)
             packed = {f"in_proj_{kind}": torch.cat([getattr(part, kind) for part in
                                                     (ours.q, ours.k, ours.v)])
                       for kind in ("weight", "bias")}

@@ -84,7 +84,7 @@ BEFORE = [("baseline, BCE", BCE, ("--lr 5e-4",)), ("baseline, ASL", "asl.py", ("
 ROWS |= {"coco18, BatchNorm trained": BEFORE, "coco18-lt, BatchNorm trained": BEFORE,
          "xray, BatchNorm trained": [row for row in BEFORE if row[0].startswith("CSRA")]}
 ROWS["coco18, 320 px"] = [
-    ("baseline, BCE", BCE, ("--lr 5e-4", "--lr 1e-3")),
+    ("baseline, BCE", BCE, ("--lr 2e-4", "--lr 5e-4", "--lr 1e-3")),
     (FAST, f"{BCE} --head-lr 10", ("--lr 2e-4", "--lr 1e-4")),
     (NORMALIZED, POOLED, ("--lr 2e-4", "--lr 5e-4")),
     ("CSRA", CSRA, ("--lr 2e-4", "--lr 5e-4")),
@@ -113,6 +113,8 @@ ROWS["xray, BatchNorm trained, 400 px"] = [
 PHOTOGRAPHS = ("coco-mini/val2017/000000397133.jpg", "coco-mini/train2017/000000547503.jpg")
 SCENES = ("csra.py", "q2l.py --data scenes", "cprfl.py --data scenes", "asl.py")
 BENCH = "tests/bench.py --images coco-mini --only loss,heads,steps,input"
+GPU = "python tests/gpu.py"  # its figures; they are entered by hand
+ON_CPU = ": on a CPU"  # after the command of a run that was repeated on a GPU
 PARITY = "-m pytest -s --slow -k parity tests"
 KEPT = json.loads(FILE.read_text("utf-8")) if FILE.is_file() else {}
 
@@ -126,6 +128,8 @@ def kept(name, make):
 
 
 def machine():
+    if torch.cuda.is_available():
+        return torch.cuda.get_device_name()
     names = [line.split(":")[1].strip() for line in Path("/proc/cpuinfo").read_text().splitlines()
              if line.startswith("model name")] if Path("/proc/cpuinfo").is_file() else []
     return f"{os.cpu_count()} cores, {names[0] if names else platform.machine()}"
@@ -350,10 +354,14 @@ def grid(base="coco18", size="128 px"):
             name = full(base, command, flags, 0)
             if name in KEPT:
                 line = KEPT[name]
+                on_cpu = KEPT.get(name + ON_CPU, line)
+                minutes = ""
+                if "cores" in on_cpu["machine"]:
+                    minutes = f"{on_cpu['seconds'] / 60:.0f}"
                 rows.append([label, f"`python {command} {flags}`",
-                             f"{line['best_mAP_on_val']:.1f}", f"{line['mAP']:.1f}",
-                             f"{line['seconds'] / 60:.0f}"])
-    return table([f"candidate at {size}, seed 0", "command", "mAP on val", "mAP", "minutes"], rows)
+                             f"{line['best_mAP_on_val']:.1f}", f"{line['mAP']:.1f}", minutes])
+    return table([f"candidate at {size}, seed 0", "command", "mAP on val", "mAP",
+                  "minutes on a CPU"], rows)
 
 
 def cells():
@@ -435,12 +443,34 @@ def speed():
     return table(["what", "reference", "here", "ratio"], rows)
 
 
+def gpu_speed():
+    """Images/s and memory of each method at the size and batch size of its COCO recipe."""
+    found = KEPT[GPU]
+    rows = []
+    for model in ("csra", "q2l", "cprfl", "asl"):
+        line, compiled = found[f"{model} speed"], found[f"{model} speed, compiled"]
+        what = f"{model}, batch size {line['batch']}"
+        rows.append([f"training, {what}", f"{line['reference']:.0f} images/s",
+                     f"{line['images/s']:.0f} images/s", f"{line['ratio']:.2f}",
+                     f"{compiled['images/s']:.0f} images/s"])
+        plain = line["inference"] / line["inference ratio"]
+        rows.append([f"inference, {what}", f"{plain:.0f} images/s",
+                     f"{line['inference']:.0f} images/s", f"{line['inference ratio']:.2f}",
+                     f"{compiled['inference']:.0f} images/s"])
+        rows.append([f"memory of a training step, {what}",
+                     f"{line['reference MiB'] / 1024:.1f} GiB", f"{line['MiB'] / 1024:.1f} GiB",
+                     f"{line['reference MiB'] / line['MiB']:.2f}",
+                     f"{compiled['MiB'] / 1024:.1f} GiB"])
+    return table(["on a GPU", "reference", "here", "ratio", "here, with `--compile`"], rows)
+
+
 TABLES = (partial(photographs, ", 320 px"), photographs,
           partial(long_tail, "coco18-lt, 320 px", "long-tailed, 320 px"), long_tail,
           partial(long_tail, "coco18, BatchNorm trained", "BatchNorm trained, 128 px"),
           partial(long_tail, "coco18-lt, BatchNorm trained", "long-tailed, BatchNorm trained, 128 px"),
           partial(grid, "coco18, 320 px", "320 px"), grid, cells,
-          partial(small_objects, ", 400 px"), small_objects, residual, speed)
+          partial(small_objects, ", 400 px"), small_objects, residual, speed,
+          gpu_speed)
 
 
 def write():
