@@ -32,9 +32,9 @@ Where the paper, the released code and this file differ:
   step by step to its full value.
 - Left out: adaptive asymmetry (Eq. 10-11).
 
-Run: python asl.py                            synthetic scenes on a CPU: 99.1 mAP
-     python asl.py --data coco2014 --root DIR the paper has 86.6 mAP; not run here
-     python asl.py --clip 0                   focusing only; --gamma-neg 0: margin only
+Run: python asl.py                              synthetic scenes on a CPU: 99.1 mAP
+     python asl.py --data coco2014 --root ROOT  the paper has 86.6 mAP; not run here
+     python asl.py --clip 0                     focusing only; --gamma-neg 0: margin only
 To copy: the losses need only torch (leave out the import of timm).
 """
 from functools import partial

@@ -24,8 +24,8 @@ Where the paper, the released code and this file differ:
 - Warm-up: in the released code, the learning rate of the first step is 0, so this step changes
   nothing. Here, that step is left out.
 
-Run: python csra.py                            synthetic scenes on a CPU: 99.8 mAP in 1 to 2.5 min
-     python csra.py --data voc2007 --root DIR  the paper has 94.7 mAP; not run here
+Run: python csra.py                             synthetic scenes on a CPU: 99.8 mAP in 1 to 2.5 min
+     python csra.py --data voc2007 --root ROOT  the paper has 94.7 mAP; not run here
 To copy: CSRAHead and the few lines above it need only torch (leave out the import of timm).
 """
 import math

@@ -8,7 +8,7 @@ one it uses:
 The first is the default. Unknown entries (-1) are ignored. A class without positives has no AP: it
 is left out of every mean over classes, and the table says nan.
 
-Run: python eval.py --checkpoint OUT/last.pt [--data NAME --root DIR --split test]
+Run: python eval.py --checkpoint OUT/last.pt [--data NAME --root ROOT --split test]
 """
 import argparse
 import copy

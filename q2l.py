@@ -32,8 +32,8 @@ Where the paper, the released code and this file differ:
   error today. On VOC and VG500: none, since the logs there have that default.
 - Left out: the released learning rate factor of batch / 256, which OneCycle overrides.
 
-Run: python q2l.py                            synthetic scenes on a CPU: 98.2 mAP
-     python q2l.py --data coco2014 --root DIR the paper has 84.9 mAP; not run here
+Run: python q2l.py                              synthetic scenes on a CPU: 98.2 mAP
+     python q2l.py --data coco2014 --root ROOT  the paper has 84.9 mAP; not run here
 To copy: this file needs no other file.
 """
 import math

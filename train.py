@@ -1,7 +1,7 @@
 """The training loop that all methods share.
 
-Run: python train.py --model csra [--data NAME --root DIR] [flags]    --help lists a method's flags
-     torchrun --nproc_per_node=8 train.py ...                         one process per GPU
+Run: python train.py --model csra [--data NAME --root ROOT] [flags]    --help lists a method's flags
+     torchrun --nproc_per_node=8 train.py ...                          one process per GPU
 
 A method is a module with
     RECIPES        data set -> settings; the first data set is the default

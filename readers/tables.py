@@ -3,7 +3,8 @@ import numpy as np
 
 
 def multi_hot(rows, labels):
-    """Labels of each of N images -> targets int8 (N, K): 1 or 0. labels: of the K columns.
+    """Labels of each of N images -> targets int8 (N, K): 1 or 0. labels: the names of the
+    K columns.
 
     Raises ValueError.
     """

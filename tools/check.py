@@ -1,6 +1,6 @@
 """Checks a data set before training: labels, missing and broken images, copies.
 
-Run: python -m tools.check --data NAME --root DIR [--verify]
+Run: python -m tools.check --data NAME --root ROOT [--verify]
 """
 import argparse
 import sys

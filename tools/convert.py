@@ -1,7 +1,7 @@
 """Converts a released checkpoint to an ordinary one of this project, OUT/last.pt.
 
 Run: python -m tools.convert --model q2l --data coco2014 released.pth OUT [--backbone NAME ...]
-Then: python eval.py --checkpoint OUT/last.pt --root DIR
+Then: python eval.py --checkpoint OUT/last.pt --root ROOT
 
 Widths, layers, CSRA's heads, the projection and self-attention are read from the tensors. The
 backbone, the image size, mean and std are those of the recipe; the flags of train.py override them.

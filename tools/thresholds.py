@@ -1,4 +1,4 @@
-"""The threshold of best F1 on a split that is not reported: one for all classes, or one for each.
+"""The threshold of best F1 on train or val: one for all classes, or one for each.
 
 Run: python -m tools.thresholds --checkpoint OUT/best.pt --split val [--per-class]
 It writes OUT/best.thresholds.json, which --threshold of eval.py and tools.predict reads.

@@ -1,6 +1,6 @@
 """The files that VOC 2012's test server takes: a score for each test image and class.
 
-Run: python -m tools.voc_server --checkpoint OUT/last.pt --root DIR --out FOLDER
+Run: python -m tools.voc_server --checkpoint OUT/last.pt --root ROOT --out FOLDER
 """
 from pathlib import Path
 
