@@ -34,7 +34,7 @@ Where the paper, the released code and this file differ:
 - Faster here, with the same results: only the prompts are queries, because only their outputs are
   used. Whatever does not depend on the images is computed once per batch.
 
-Run: python cprfl.py                            long-tailed scenes on a CPU: 69.5 mAP in 5 minutes
+Run: python cprfl.py                            long-tailed scenes on a CPU: 68.3 mAP in 5 to 11 min
      python cprfl.py --data voc-lt --root ROOT  the paper has 86.28 mAP; not run here
 To copy: this file needs no other file.
 """

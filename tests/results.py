@@ -111,7 +111,7 @@ ROWS["xray, 400 px"] = []  # at 128 px, trained BatchNorm was better on X-rays
 ROWS["xray, BatchNorm trained, 400 px"] = [
     ("CSRA", CSRA, XRAY), ("CSRA without attention", POOLED, XRAY)]
 PHOTOGRAPHS = ("coco-mini/val2017/000000397133.jpg", "coco-mini/train2017/000000547503.jpg")
-SCENES = ("csra.py", "q2l.py --data scenes", "cprfl.py --data scenes", "asl.py")
+SCENES = ("csra.py", "q2l.py --data scenes", "cprfl.py --data scenes", "asl.py", "cprfl.py")
 BENCH = "tests/bench.py --images coco-mini --only loss,heads,steps,input"
 GPU = "python tests/gpu.py"  # its figures; they are entered by hand
 ON_CPU = ": on a CPU"  # after the command of a run that was repeated on a GPU
