@@ -11,6 +11,7 @@ import torch
 from conftest import run
 from PIL import Image
 
+import asl
 import data
 import eval as evaluation
 from data import InputError
@@ -285,6 +286,10 @@ def test_contact_sheets_of_heat_maps(checkpoint, tmp_path, monkeypatch, capsys):
     sheets = sorted((tmp_path / "none").iterdir())
     assert [sheet.name[:7] for sheet in sheets] == ["00000-a", "00001-x", "00002-a"]
     assert Image.open(sheets[0]).size == (60, 78)
+    monkeypatch.delattr(asl.Baseline, "attention")  # an own method may lack it
+    with pytest.raises(InputError, match="no `attention`"):
+        predict.main(["--checkpoint", str(file), str(tmp_path / "a.png"), "--heatmaps",
+                      str(tmp_path / "lacking")])
 
 
 def test_a_heat_map_lies_over_its_cell():

@@ -82,6 +82,9 @@ def main(argv=None):
                 raise FileExistsError("it holds images already")
 
     model, classes, prepare = open_checkpoint(args.checkpoint, args.weights, args.image_size)
+    if args.heatmaps and not hasattr(model, "attention"):
+        raise InputError(f"--heatmaps: the model of {args.checkpoint} has no `attention`: leave out "
+                         "--heatmaps, or add it to the model as the top of train.py says")
     device = distributed.start()  # already started: this returns the device
     model.to(device, memory_format=torch.channels_last)
     thresholds = read_threshold(args.threshold, classes)
