@@ -104,6 +104,9 @@ def load(name, root="", split="train", *, drop_unlabelled=False, difficult="igno
         raise InputError(f"--root {root}: there is no such folder")
 
     classes, paths, targets = READERS[name](root, split)
+    if targets.shape != (len(paths), len(classes)):
+        raise InputError(f"{name} {split}: the reader gives targets {tuple(targets.shape)} for "
+                         f"{len(paths)} images and {len(classes)} classes")
     if difficult == "negative" and name in HAVE_DIFFICULT:
         targets = np.maximum(targets, 0)  # -1 becomes 0
     dataset = Dataset(classes, paths, targets, upright=name == "csv")

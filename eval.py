@@ -378,6 +378,8 @@ def read_threshold(text, classes):
         if Path(text).is_file():
             content = json.loads(Path(text).read_bytes())
             values = content["threshold"]
+        elif text.endswith(".json"):
+            raise FileNotFoundError
         else:
             values = float(text)
         if isinstance(values, dict):

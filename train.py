@@ -170,6 +170,7 @@ def train(method, settings):
             scaler.step(optimizer)
             scaler.update()
             optimizer.zero_grad()
+            lr = optimizer.param_groups[0]["lr"]
             schedule.step()
             if settings.ema > 0:
                 updates_done = epoch * len(train_loader) + step - 1
@@ -182,7 +183,6 @@ def train(method, settings):
                 if not math.isfinite(mean_loss):
                     raise InputError(f"the loss is {mean_loss} in epoch {epoch + 1}: lower --lr, "
                                      "set --clip-grad, or use --amp off")
-                lr = optimizer.param_groups[0]["lr"]  # of the next step
                 print_once(f"epoch {epoch + 1}/{settings.epochs} step {step}/{len(train_loader)} "
                            f"loss {mean_loss:.4f} lr {lr:.2e}")
 

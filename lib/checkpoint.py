@@ -22,8 +22,8 @@ def save(checkpoint, path):
 
 def read_checkpoint(path):
     """A checkpoint of train.py or tools/convert.py, on the CPU. Raises InputError."""
-    with explain_errors(path, "a whole checkpoint of train.py is needed; python -m tools.convert "
-                        "converts released ones"):
+    with explain_errors(path, "a whole checkpoint of train.py is needed, such as OUT/last.pt; "
+                        "python -m tools.convert converts released ones"):
         checkpoint = torch.load(path, map_location="cpu", weights_only=True)
         for key in ("model", "ema", "classes", "class_counts"):
             checkpoint[key]  # KeyError if it is missing

@@ -41,6 +41,9 @@ def program():
         yield
     except InputError as error:
         sys.exit(f"error: {error}")
+    except BrokenPipeError:  # what reads the output, such as `head`, has ended
+        os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
+        sys.exit(1)
     except torch.OutOfMemoryError:
         sys.exit("error: out of memory on the device: --accumulate 2 saves memory at the same "
                  "batch size; --grad-checkpointing saves more, but is slower")

@@ -54,7 +54,8 @@ def overlay(image, heat):
     """The image in gray under the map `heat` (h, w), whose values from minimum to maximum have the
     colors of viridis."""
     size = (image.height, image.width)
-    heat = F.interpolate(heat[None, None], size, mode="bicubic").squeeze((0, 1))
+    smooth = F.interpolate(heat[None, None], size, mode="bicubic").squeeze((0, 1))
+    heat = smooth.clamp(heat.min(), heat.max())  # bicubic overshoots, in dark rings around a peak
     heat = heat - heat.min()
     heat = heat / heat.max().clamp(min=1e-12)
     levels = to_pil_image((255 * heat).byte())

@@ -46,15 +46,18 @@ def build_model(method, settings, classes):
         model = method.build(classes, **settings_for(method.build, settings))
     except InputError:
         raise
+    except OSError as error:  # the Hub's errors and those of files
+        raise InputError(f"{what}: pretrained weights cannot be loaded: they need internet access "
+                         "once; --weights FILE reads the backbone's from a file, --no-pretrained "
+                         f"starts from random ones ({first_line(error)})") from error
     except ValueError as error:  # from the method's file: it says what to do
         raise InputError(f"{what}: {error}") from error
     except Exception as error:  # timm raises many kinds of error
         text = str(error)[:800] or "it cannot be built with these settings"
         raise InputError(
             f"{what}: {text.rstrip('.')}. Backbones that work: ResNets and their relatives, "
-            "ConvNeXt, ViT, Swin. --output-stride (8, 16) is for ResNets and their relatives. "
-            "Pretrained weights need internet access once; --weights FILE reads them from a file, "
-            "--no-pretrained starts from random ones.") from error
+            "ConvNeXt, ViT, Swin. --output-stride (8, 16) is for ResNets and their "
+            "relatives.") from error
     try:
         model.eval()
         with torch.no_grad():

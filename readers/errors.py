@@ -21,6 +21,8 @@ def explain_errors(file, remedy):
         raise
     except FileNotFoundError:
         raise InputError(f"{file} is missing: {remedy}") from None
+    except IsADirectoryError:
+        raise InputError(f"{file} is a folder: {remedy}") from None
     except UnpicklingError:  # torch's text suggests executing the file
         raise InputError(f"{file} is not a file of tensors and numbers: {remedy}") from None
     except KeyError as error:
@@ -31,5 +33,8 @@ def explain_errors(file, remedy):
 
 def first_line(error):
     """The beginning of an error's text."""
-    text = str(error).strip() or repr(error)
-    return text.splitlines()[0][:300].rstrip(":")
+    lines = (str(error).strip() or repr(error)).splitlines()
+    text = lines[0]
+    if text.endswith(":") and len(lines) > 1:  # torch: what does not fit
+        text += " " + lines[1].strip()
+    return text[:300].rstrip(":")

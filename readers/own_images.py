@@ -16,8 +16,8 @@ from readers.errors import explain_errors
 from readers.tables import multi_hot
 
 REMEDY = ("a csv data set is ROOT/train.csv and ROOT/test.csv in UTF-8, both with a column "
-          "`image` (a path relative to ROOT) and the same labels, each once; a value is 1, 0, -1 "
-          "or empty")
+          "`image` (a path relative to ROOT) and the same labels: one column for each, with 1, 0, "
+          "-1 or empty, or one column `labels` with names separated by semicolons")
 CODES = {"1": 1, "0": 0, "-1": -1, "": -1, "1.0": 1, "0.0": 0, "-1.0": -1, "True": 1, "False": 0}
 
 
@@ -78,7 +78,7 @@ def read_table(file, known=None):
                         unknown = rows[image] - set(known)
                         raise ValueError(f"no such label in train.csv: {unknown}")
                 else:
-                    rows[image] = [CODES[value.strip()] for value in row]
+                    rows[image] = [code_of(value.strip()) for value in row]
     return columns, rows
 
 
@@ -91,6 +91,12 @@ def check_header(header):
         raise ValueError(f"row 1: {header[:8]}: a column without a name")
     if len(set(header)) < len(header):
         raise ValueError(f"row 1: {header[:8]}: a name occurs twice")
+
+
+def code_of(value):
+    if value not in CODES:
+        raise ValueError(f"{value!r} is not 1, 0, -1 or empty")
+    return CODES[value]
 
 
 def label_names(text):

@@ -231,6 +231,13 @@ def test_thresholds_are_tuned_on_another_split_and_kept(checkpoint, tmp_path, ca
     assert table["threshold"] == [*kept["threshold"].values()]
     thresholds.main([*flags, "--split", "train", "--out", str(tmp_path / "one.json")])
     assert isinstance(json.loads((tmp_path / "one.json").read_text())["threshold"], float)
+    few = ["--limit", "3", "--split", "train", "--per-class", "--out", str(tmp_path / "few.json")]
+    thresholds.main(["--checkpoint", str(file), *few])
+    assert "warning: no positive image on train, so the threshold is 0.5: " in capsys.readouterr().out
+    with pytest.raises(InputError, match="nope.json is missing"):
+        call(*flags, "--threshold", tmp_path / "nope.json")
+    with pytest.raises(InputError, match=f"{tmp_path} is a folder: .* such as OUT/last.pt"):
+        call("--checkpoint", tmp_path)
     with pytest.raises(SystemExit):
         thresholds.main([*flags, "--split", "test"])
     assert "--split" in capsys.readouterr().err
@@ -299,6 +306,7 @@ def test_a_heat_map_lies_over_its_cell():
     sheet = np.asarray(heatmaps.contact_sheet(image, heat, ["a 0.70", "b 0.60"])).astype(int)
     third = sheet[:448, 2 * 228:2 * 228 + 224]  # the tile of b; a strip of 224 x 448
     yellow = third[:, :, 0] - third[:, :, 2]
+    assert third[0, 200].sum() <= third.sum(2).min() + 3  # no ring is darker than far away
     y, x = np.unravel_index(yellow.argmax(), yellow.shape)
     assert y > 448 * 0.75 and x < 224 * 0.25
 

@@ -114,7 +114,7 @@ def test_verify_names_copies(tmp_path, capsys):
     text = capsys.readouterr().out
     assert f"other.png (train) has the same content as {tmp_path}/train1.png (train), with" in text
     assert f"copy.png (test) has the same content as {tmp_path}/train0.png (train)\n" in text
-    assert "2 problems" in text
+    assert "problems: 2" in text
 
 
 def test_pixels_without_a_range_are_refused_and_rotation_is_applied_to_own_images(tmp_path):
@@ -438,6 +438,34 @@ def test_resume_without_the_method_takes_that_of_the_run(tmp_path):
     train.main([*flags, "--epochs", "1", "--out", str(tmp_path / "run")])
     method, settings = read_command_line(["--resume", "--out", str(tmp_path / "run")])
     assert (method.__name__, settings.model) == ("asl", "asl")
+
+
+def test_resume_of_no_run_does_not_start_one(tmp_path, capsys):
+    """A wrong --out, or a run that was killed in its first epoch."""
+    with pytest.raises(SystemExit):
+        read_command_line(["--resume", "--out", str(tmp_path / "run")])
+    assert f"there is no {tmp_path}/run/last.pt" in capsys.readouterr().err
+    whole = ["--model", "csra", "--data", "scenes", "--resume", "--out", str(tmp_path / "run")]
+    assert read_command_line(whole)[1].resume
+
+
+def test_a_reader_whose_targets_do_not_fit_is_named(monkeypatch):
+    monkeypatch.setitem(data.READERS, "scenes", lambda root, split: (["a", "b"], ["x.png"],
+                                                                    np.ones((1, 3), np.int8)))
+    with pytest.raises(InputError, match=r"scenes train: .* \(1, 3\) for 1 images and 2 classes"):
+        load("scenes", check=False)
+
+
+def test_a_closed_pipe_ends_a_program_without_a_traceback():
+    code = ("from lib.distributed import program\n"
+            "with program():\n"
+            "    for i in range(100000):\n"
+            "        print(i)\n")
+    writer = subprocess.Popen([sys.executable, "-c", code], cwd=HERE.parent, stdout=subprocess.PIPE,
+                              stderr=subprocess.PIPE, text=True)
+    writer.stdout.readline()
+    writer.stdout.close()
+    assert writer.stderr.read() == "" and writer.wait() == 1
 
 
 @pytest.mark.parametrize("split", ["train", "test"])

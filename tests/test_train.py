@@ -40,6 +40,13 @@ def test_run_evaluate_and_repeat(tmp_path):
     assert f"mAP {a[-1]['mAP']:.2f}\n" in table and "red circle" in table and "all-points" in table
 
 
+def test_the_log_has_the_learning_rate_of_the_last_step(tmp_path):
+    """OneCycleLR ends at 1/25/10,000 of its peak, and would rise again after that."""
+    train.main(["--model", "csra", *map(str, QUICK), "--epochs", "2", "--image-size", "32",
+                "--head-lr", "1", "--lr", "1e-3", "--out", str(tmp_path / "a")])
+    assert log(tmp_path / "a")[2]["lr"] == pytest.approx(1e-3 / 25 / 1e4)
+
+
 @pytest.mark.parametrize("model, ema", [
     pytest.param("csra", 0, marks=pytest.mark.slow),
     pytest.param("q2l", 0.9, marks=pytest.mark.slow)])

@@ -12,7 +12,7 @@ from data import label_warnings, load, transform
 from lib.distributed import program
 from readers import READERS, split_names
 from readers.errors import InputError
-from readers.images import missing
+from readers.images import REMEDY, missing
 
 
 def main(argv=None):
@@ -38,10 +38,10 @@ def main(argv=None):
             problems += [f"{dataset.paths[i]} is missing" for i in missing(dataset.paths)]
     for problem in problems:
         print(problem)
-    what = "missing images; --verify decodes all images"
     if args.verify:
-        what = "problems"
-    print(f"{len(problems)} {what}")
+        print(f"problems: {len(problems)}")
+    else:
+        print(f"missing images: {len(problems)}; --verify decodes all images")
     return len(problems) > 0
 
 
@@ -66,7 +66,7 @@ def verify(dataset, split, seen):
         try:
             return resize(dataset.image(index)).numpy().tobytes(), ""
         except InputError as error:
-            return b"", str(error)
+            return b"", str(error).removesuffix(f": {REMEDY}")  # it says to run this program
 
     problems = []
     with ThreadPoolExecutor() as pool:

@@ -17,7 +17,7 @@ from lib import distributed
 from lib.heatmaps import contact_sheet
 from lib.settings import integer
 from readers.errors import InputError, explain_errors
-from readers.images import read_image, to_tensor
+from readers.images import REMEDY, read_image, to_tensor
 
 SUFFIXES = (".jpg", ".jpeg", ".jfif", ".jpe", ".jp2", ".png", ".webp", ".bmp", ".gif", ".tif",
             ".tiff", ".ppm", ".avif")
@@ -83,8 +83,8 @@ def main(argv=None):
 
     model, classes, prepare = open_checkpoint(args.checkpoint, args.weights, args.image_size)
     if args.heatmaps and not hasattr(model, "attention"):
-        raise InputError(f"--heatmaps: the model of {args.checkpoint} has no `attention`: leave out "
-                         "--heatmaps, or add it to the model as the top of train.py says")
+        raise InputError(f"--heatmaps: the model of {args.checkpoint} has no `attention`, which "
+                         "the top of train.py describes: add it, or leave out --heatmaps")
     device = distributed.start()  # already started: this returns the device
     model.to(device, memory_format=torch.channels_last)
     thresholds = read_threshold(args.threshold, classes)
@@ -94,7 +94,8 @@ def main(argv=None):
         try:
             image = to_pil_image(read_image(file, upright=True))
         except InputError as error:
-            print(f"left out: {error}", file=sys.stderr)
+            reason = str(error).removesuffix(f": {REMEDY}")  # it speaks of data sets
+            print(f"left out: {reason}", file=sys.stderr)
             failed = True
             continue
         inputs = prepare(image).unsqueeze(0).to(device)

@@ -57,6 +57,10 @@ def main(argv=None):
         return
 
     if args.per_class:
+        empty = np.array(dataset.classes)[~(dataset.targets == 1).any(axis=0)]
+        if len(empty) > 0:
+            print(f"warning: no positive image on {args.split}, so the threshold is 0.5: "
+                  f"{', '.join(empty)}")
         threshold = {}
         for name, class_scores, targets in zip(dataset.classes, scores.T, dataset.targets.T):
             threshold[name] = best_threshold(class_scores, targets)
