@@ -250,9 +250,11 @@ def test_convert_reads_a_cprfl_checkpoints_shapes(tmp_path):
                 state[released + name.removeprefix(here)] = tensor
     torch.save({"state_dict": state}, tmp_path / "cprfl.pth")
     np.save(tmp_path / "text.npy", model.text_features.numpy())
-    convert.main(["--model", "cprfl", "--data", "voc2007", "--backbone", "resnet26", "--image-size", "64",
-                  "--text-features", str(tmp_path / "text.npy"), str(tmp_path / "cprfl.pth"),
-                  str(tmp_path / "out")])
+    argv = ["--model", "cprfl", "--data", "voc2007", "--backbone", "resnet26", "--image-size", "64",
+            str(tmp_path / "cprfl.pth"), str(tmp_path / "out")]
+    with pytest.raises(InputError, match="cprfl.pth holds no text tower"):
+        convert.main(argv)  # its text features would be random
+    convert.main([*argv, "--text-features", str(tmp_path / "text.npy")])
     (tmp_path / "text.npy").unlink()  # the checkpoint has them
     net, _, _ = open_checkpoint(tmp_path / "out/last.pt")
     images = torch.randn(1, 3, 64, 64)

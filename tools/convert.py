@@ -34,6 +34,9 @@ def main(argv=None):
     with explain_errors(path, f"it must be a file that the authors of {settings.model} released"):
         state = convert(settings.model, read_released(path))
     read_shapes(settings, state)
+    if settings.model == "cprfl" and not settings.tune_text and not settings.text_features:
+        raise InputError(f"{path} holds no text tower: --text-features FILE must give the features "
+                         "that it was trained with")
     if settings.data in CLASSES:
         classes = CLASSES[settings.data]
     else:  # they are in ROOT
