@@ -209,7 +209,7 @@ def test_a_full_disk_is_one_line(trained, tmp_path, monkeypatch):
         text = run("eval.py", "--checkpoint", trained / "run/last.pt", "--workers", 0, flag,
                    "/dev/full", ok=False)
         assert "error: /dev/full: " in text and "No space left" in text and "Traceback" not in text
-    with pytest.raises(InputError, match="Is a directory"):
+    with pytest.raises(InputError, match="is a folder"):
         evaluation.main(["--checkpoint", "x", "--out", str(tmp_path)])
     (tmp_path / "log.jsonl").symlink_to("/dev/full")
     with pytest.raises(InputError, match="log.jsonl.*No space left.*--resume"):

@@ -210,7 +210,7 @@ def published(tmp_path_factory):
 
 
 README = (HERE.parent / "README.md").read_text("utf-8")
-COMMANDS = re.findall(r"python (\w+)\.py --data (\w+) --root ROOT (--[^`\n]*)", README)
+COMMANDS = re.findall(r"python (\w+)\.py --data (?!csv)(\w+) --root ROOT (--[^`\n]*)", README)
 STARTS = {}  # OUT of a command -> its method, data set and flags
 for model, name, flags in COMMANDS:
     if "--out" in flags:
