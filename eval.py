@@ -375,11 +375,9 @@ def read_threshold(text, classes):
     """--threshold, a number or a file from tools/thresholds.py -> (K,). Raises InputError."""
     remedy = "a number in [0, 1] is needed, or a file from tools.thresholds for these classes"
     with explain_errors(f"--threshold {text}", remedy):
-        if Path(text).is_file():
+        if text.endswith(".json") or Path(text).is_file():
             content = json.loads(Path(text).read_bytes())
             values = content["threshold"]
-        elif text.endswith(".json"):
-            raise FileNotFoundError
         else:
             values = float(text)
         if isinstance(values, dict):

@@ -170,7 +170,7 @@ def train(method, settings):
             scaler.step(optimizer)
             scaler.update()
             optimizer.zero_grad()
-            lr = optimizer.param_groups[0]["lr"]
+            lr = optimizer.param_groups[0]["lr"]  # of this step
             schedule.step()
             if settings.ema > 0:
                 updates_done = epoch * len(train_loader) + step - 1

@@ -52,14 +52,14 @@ def read_command_line(argv, positional=None):
     last = Path(settings.out, "last.pt")
     if settings.resume and not settings.out:
         parser.error("--resume needs --out, the folder of the run to continue")
-    if settings.resume and not last.is_file() and not given & {"model", "data"}:
-        # Without this, a wrong --out would start a default run.
-        parser.error(f"there is no {last} to continue from: correct --out, or repeat the run's "
-                     "whole command with --resume, which starts it again")
     if settings.resume and last.is_file():
         settings = stored_settings(last, settings, given)
         method = import_method(settings.model)  # the run's, if --model is not given
     else:
+        if settings.resume and not given & {"model", "data"}:
+            # Without this, a wrong --out would start a default run.
+            parser.error(f"there is no {last} to continue from: correct --out, or repeat the run's "
+                         "whole command with --resume, which starts it again")
         if "epochs" in given and "schedule_epochs" not in given:
             settings.schedule_epochs = 0  # else a short run might end while the learning rate rises
         check_settings(settings, given, parser, method)
