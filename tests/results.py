@@ -302,6 +302,11 @@ def of_runs(table, command, choices, value):
     return [value(name, KEPT[name]) for name in names if name in KEPT]
 
 
+def on_cpu(run):
+    """The result of the run, from a CPU if it was repeated there."""
+    return KEPT.get(run + ON_CPU, KEPT[run])
+
+
 def of_log(name):
     return lambda _, line: line[name]
 
@@ -354,10 +359,8 @@ def grid(base="coco18", size="128 px"):
             name = full(base, command, flags, 0)
             if name in KEPT:
                 line = KEPT[name]
-                on_cpu = KEPT.get(name + ON_CPU, line)
-                minutes = ""
-                if "cores" in on_cpu["machine"]:
-                    minutes = f"{on_cpu['seconds'] / 60:.0f}"
+                timed = on_cpu(name)
+                minutes = f"{timed['seconds'] / 60:.0f}" if "cores" in timed["machine"] else ""
                 rows.append([label, f"`python {command} {flags}`",
                              f"{line['best_mAP_on_val']:.1f}", f"{line['mAP']:.1f}", minutes])
     return table([f"candidate at {size}, seed 0", "command", "mAP on val", "mAP",
@@ -394,15 +397,13 @@ def small_objects(size=""):
 
 def residual():
     """Of the runs that were evaluated with each lambda. Of runs on both, the one on a CPU was."""
-    def without(name, line):
-        return KEPT.get(name + ON_CPU, line)["mAP"]
     rows = []
     for name, label, command in (
             ("coco18, 320 px", "320 px, classifier learning rate x 10", f"{BCE} --head-lr 10"),
             ("coco18, 320 px", "320 px", BCE),
             ("coco18", "128 px", BCE)):
         choices = next(row[2] for row in ROWS[name] if row[1] == command)
-        by_lam = [of_runs(name, command, choices, without)]
+        by_lam = [of_runs(name, command, choices, lambda run, _: on_cpu(run)["mAP"])]
         for lam in ("0.1", "0.3", "1"):
             value = of_evaluation(f"eval.py --residual {lam}", "mAP")
             by_lam.append(of_runs(name, command, choices, value))
