@@ -17,9 +17,9 @@ from torch.utils.data import DataLoader, DistributedSampler
 from torchvision.transforms import v2
 
 from lib.distributed import rank, world_size
+from lib.errors import InputError, explain_errors
 from lib.randaugment import randaugment, random_integer
 from readers import DOWNLOADS, READERS, split_names
-from readers.errors import InputError, explain_errors
 from readers.images import missing, read_image
 from readers.longtail import long_tailed
 

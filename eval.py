@@ -24,10 +24,10 @@ from torch import nn
 from data import HAVE_DIFFICULT, Dataset, Normalize, label_warnings, load, make_loader
 from lib import distributed
 from lib.checkpoint import read_checkpoint
+from lib.errors import InputError, explain_errors
 from lib.models import import_method, model_of, reported_weights
 from lib.settings import integer, integers
 from readers import READERS
-from readers.errors import InputError, explain_errors
 from readers.own_images import names_alone
 
 KINDS = ("all-points", "envelope", "11-point")

@@ -45,6 +45,7 @@ from eval import metrics, predict
 from lib import distributed
 from lib.checkpoint import fingerprint, read_checkpoint, refuse_changed_data, save
 from lib.distributed import is_main, print_once
+from lib.errors import InputError, explain_errors
 from lib.models import (
     batchnorms,
     import_method,
@@ -54,7 +55,6 @@ from lib.models import (
     statistics_held,
 )
 from lib.settings import read_command_line
-from readers.errors import InputError, explain_errors
 
 LOGGED = ("mAP", "head", "medium", "tail", "CF1", "OF1")  # after each epoch
 

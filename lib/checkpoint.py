@@ -6,7 +6,7 @@ import os
 
 import torch
 
-from readers.errors import InputError, explain_errors
+from lib.errors import InputError, explain_errors
 
 
 def save(checkpoint, path):

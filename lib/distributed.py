@@ -8,7 +8,7 @@ import torch
 import torch.distributed as dist
 from torch.nn.parallel import DistributedDataParallel
 
-from readers.errors import InputError
+from lib.errors import InputError
 
 
 def start():

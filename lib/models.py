@@ -11,7 +11,7 @@ from torch.nn.modules.batchnorm import _BatchNorm
 import lib.cvt  # noqa: F401 (so that timm knows cvt_w24)
 from lib.checkpoint import read_checkpoint
 from lib.distributed import print_once
-from readers.errors import InputError, explain_errors, first_line
+from lib.errors import InputError, explain_errors, first_line
 
 METHODS = ["asl", "cprfl", "csra", "q2l"]
 

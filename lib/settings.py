@@ -11,9 +11,9 @@ from pathlib import Path
 import timm
 
 from lib.checkpoint import read_checkpoint
+from lib.errors import InputError, explain_errors
 from lib.models import METHODS, import_method
 from readers import READERS
-from readers.errors import InputError, explain_errors
 
 USAGE = "%(prog)s [flags]    --help lists them"
 ONLY_FOR = {  # setting -> the schedules that use it

@@ -4,7 +4,7 @@ ROOT/train2014/, ROOT/val2014/ (the test split) and ROOT/annotations/instances_*
 """
 import json
 
-from readers.errors import explain_errors
+from lib.errors import explain_errors
 from readers.tables import multi_hot
 
 CLASSES = [

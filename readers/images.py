@@ -7,8 +7,8 @@ import torch
 from PIL import Image, ImageOps
 from torchvision.transforms import v2
 
+from lib.errors import explain_errors
 from readers import scenes
-from readers.errors import explain_errors
 
 try:  # torchvision will remove it; Pillow gives the same values in twice the time
     from torchvision.io import decode_jpeg

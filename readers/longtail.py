@@ -5,7 +5,7 @@
 import numpy as np
 import torch
 
-from readers.errors import explain_errors
+from lib.errors import explain_errors
 from readers.tables import multi_hot
 
 LISTS = ("https://raw.githubusercontent.com/jiexuanyan/CPRFL/"

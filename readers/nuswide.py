@@ -10,7 +10,7 @@ from itertools import chain
 
 import numpy as np
 
-from readers.errors import explain_errors
+from lib.errors import explain_errors
 from readers.images import missing
 from readers.tables import multi_hot, translate
 

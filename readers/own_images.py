@@ -12,7 +12,7 @@ from itertools import chain
 
 import numpy as np
 
-from readers.errors import explain_errors
+from lib.errors import explain_errors
 from readers.tables import multi_hot
 
 REMEDY = ("a csv data set is ROOT/train.csv and ROOT/test.csv in UTF-8, both with a column "

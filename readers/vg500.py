@@ -6,7 +6,7 @@ https://homes.cs.washington.edu/~ranjay/visualgenome/api.html
 """
 import json
 
-from readers.errors import explain_errors
+from lib.errors import explain_errors
 from readers.tables import multi_hot
 
 REMEDY = "SSGRL's data/VG has it"

@@ -7,7 +7,7 @@ test images, with unknown labels, and tools/voc_server.py writes the files for t
 import numpy as np
 import torchvision
 
-from readers.errors import explain_errors
+from lib.errors import explain_errors
 from readers.tables import translate
 
 CLASSES = ["aeroplane", "bicycle", "bird", "boat", "bottle", "bus", "car", "cat", "chair", "cow",

@@ -6,7 +6,7 @@ import json
 
 import numpy as np
 
-from readers.errors import explain_errors
+from lib.errors import explain_errors
 
 CLASSES = ["male", "long hair", "sunglasses", "hat", "T-shirt", "long sleeves", "formal", "shorts",
            "jeans", "long pants", "skirt", "face mask", "logo", "stripe"]

@@ -17,8 +17,8 @@ import cprfl
 from data import InputError, load
 from eval import read_threshold
 from lib.checkpoint import read_checkpoint
+from lib.errors import explain_errors
 from readers import voc
-from readers.errors import explain_errors
 from readers.images import read_image
 from readers.own_images import CODES
 from readers.scenes import draw as draw_scene

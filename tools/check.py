@@ -10,8 +10,8 @@ import numpy as np
 
 from data import label_warnings, load, transform
 from lib.distributed import program
+from lib.errors import InputError
 from readers import READERS, split_names
-from readers.errors import InputError
 from readers.images import REMEDY, missing
 
 

@@ -16,11 +16,11 @@ import torch
 from data import load
 from lib.checkpoint import save
 from lib.distributed import program
+from lib.errors import InputError, explain_errors
 from lib.models import build_model, without_weights
 from lib.released import convert
 from lib.settings import flags_in, read_command_line
 from readers import CLASSES
-from readers.errors import InputError, explain_errors
 
 
 def main(argv=None):

@@ -14,9 +14,9 @@ from torchvision.transforms.v2.functional import to_pil_image
 from data import Normalize, transform
 from eval import Evaluation, at_size, checkpoint_parser, read_threshold
 from lib import distributed
+from lib.errors import InputError, explain_errors
 from lib.heatmaps import contact_sheet
 from lib.settings import integer
-from readers.errors import InputError, explain_errors
 from readers.images import REMEDY, read_image, to_tensor
 
 SUFFIXES = (".jpg", ".jpeg", ".jfif", ".jpe", ".jp2", ".png", ".webp", ".bmp", ".gif", ".tif",

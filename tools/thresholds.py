@@ -17,7 +17,7 @@ from eval import (
     count_by_score,
 )
 from lib import distributed
-from readers.errors import explain_errors
+from lib.errors import explain_errors
 
 
 def best_threshold(scores, targets):

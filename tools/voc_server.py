@@ -6,8 +6,8 @@ from pathlib import Path
 
 from eval import Evaluation, checkpoint_parser
 from lib import distributed
+from lib.errors import explain_errors
 from lib.settings import integer
-from readers.errors import explain_errors
 
 
 def main(argv=None):
