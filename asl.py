@@ -157,15 +157,15 @@ def distribution_balanced_loss(logits, targets, class_freq, num_images=None, alp
     return reduced(loss, targets, reduction)
 
 
-def loss_by_name(name, class_freq, num_images, data):
-    """The loss of --loss asl|focal|bce|db, for any method. It is the mean over the known entries,
-    so its scale does not depend on the batch size or the number of classes."""
+def loss_by_name(name, class_freq, num_images, data, reduction="mean"):
+    """The loss of --loss asl|focal|bce|db, for any method. `reduction`: that of the method's own
+    loss, because weight decay and clipping are chosen for its scale."""
     if name == "db":
         settings = DB_SETTINGS.get(data, {})
         return partial(distribution_balanced_loss, class_freq=class_freq, num_images=num_images,
-                       **settings)
+                       reduction=reduction, **settings)
     losses = {"asl": asymmetric_loss, "focal": focal_loss, "bce": binary_cross_entropy}
-    return partial(losses[name], reduction="mean")
+    return partial(losses[name], reduction=reduction)
 
 
 class Baseline(nn.Module):
@@ -241,11 +241,11 @@ COCO = {
     "mean": (0., 0., 0.), "std": (1., 1., 1.), "augment": ("cutout", "randaugment"),
     "optimizer": "adam", "lr": 1e-4, "weight_decay": 1e-4, "schedule": "onecycle",
     "pct_start": 0.2, "schedule_epochs": 80, "epochs": 18, "batch_size": 128, "drop_last": False,
-    "ema": 0.9997, "drop_unlabelled": True,
+    "ema": 0.9997, "ema_warmup": False, "drop_unlabelled": True,
     "note": "for 86.6 mAP on COCO 2014: stops after 18 of 80 epochs, where the EMA is within 0.1 "
             "of its best in Query2Label's logs with this schedule"}
 LONG_TAIL = dict(  # the backbone in CPRFL's tables
-    COCO, backbone="resnet101.tv_in1k", drop_unlabelled=False, epochs=80,
+    COCO, backbone="resnet101.tv_in1k", drop_unlabelled=False, epochs=80, ema_warmup=True,
     note="not from the paper, which has no long-tailed data")
 SCENES = {  # small, for a CPU
     "backbone": "test_resnet", "pretrained": False, "image_size": 128, "output_stride": 16,
@@ -257,12 +257,13 @@ RECIPES = {  # the first is the default
     "scenes-lt": dict(SCENES, epochs=40),
     # no public log shows where to stop, so this runs the whole schedule
     "csv": dict(
-        COCO, epochs=20, schedule_epochs=20, drop_last=True, drop_unlabelled=False, note=""),
+        COCO, epochs=20, schedule_epochs=20, ema_warmup=True, drop_last=True,
+        drop_unlabelled=False, note=""),
     "coco-lt": LONG_TAIL,
     "voc-lt": LONG_TAIL,
     "coco2014": COCO,
     "voc2007": dict(
-        COCO, epochs=24, drop_unlabelled=False, difficult="negative",
+        COCO, epochs=24, ema_start=3, drop_unlabelled=False, difficult="negative",
         note="for 94.6 mAP, 95.8 with --init of a model trained on COCO: stops after 24 of 80 "
              "epochs, as Query2Label's log on VOC suggests"),
     "nuswide": dict(

@@ -264,6 +264,7 @@ class Q2L(nn.Module):
 
 build = Q2L  # the name that train.py calls
 REDUCTION = "mean"  # for train.py: what `loss` does over the batch
+LOSS_SCALE = 1000  # as released; for train.py, too: --loss has the same scale
 
 
 def loss(logits, targets, gamma_pos=0.0, gamma_neg=2.0, eps=1e-5):
@@ -278,20 +279,21 @@ def loss(logits, targets, gamma_pos=0.0, gamma_neg=2.0, eps=1e-5):
     gamma = torch.where(positive, gamma_pos, gamma_neg)
     weight = (1 - truth.detach()) ** gamma
     log_truth = truth.clamp(min=eps).log()
-    return -(weight * log_truth * known).sum() / logits.numel() * 1000  # Eq. 5
+    return -(weight * log_truth * known).sum() / logits.numel() * LOSS_SCALE  # Eq. 5
 
 
 def param_groups(model, lr, weight_decay, head_lr=1.0, decay_1d=True):
     """Parameter groups of everything that is not frozen. `head_lr`: the Transformer's learning rate
     as a multiple of the backbone's, 1 as released. `decay_1d`: weight decay on biases and norms,
-    too; as released, True with ResNet-101 and False with TResNet."""
+    too; as released, True with ResNet-101 and False with TResNet. The classifier's bias is always
+    decayed: in the released code its shape is (1, K), so it is not 1-D."""
     old = model.backbone.parameters()
     new = list(model.input_proj.parameters()) + list(model.head.parameters())
     groups = []
     for parameters, part_lr in ((old, lr), (new, head_lr * lr)):
         trained = [p for p in parameters if p.requires_grad]
-        matrices = [p for p in trained if p.ndim > 1]
-        vectors = [p for p in trained if p.ndim <= 1]
+        matrices = [p for p in trained if p.ndim > 1 or p is model.head.b]
+        vectors = [p for p in trained if p.ndim <= 1 and p is not model.head.b]
         vector_decay = weight_decay if decay_1d else 0.0
         groups.append({"params": matrices, "lr": part_lr, "weight_decay": weight_decay})
         groups.append({"params": vectors, "lr": part_lr, "weight_decay": vector_decay})
@@ -307,15 +309,17 @@ COCO = {
     "mean": (0.485, 0.456, 0.406), "std": (0.229, 0.224, 0.225),
     "augment": ("cutout", "randaugment"), "optimizer": "adamw", "lr": 1e-4, "weight_decay": 1e-2,
     "schedule": "onecycle", "pct_start": 0.2, "schedule_epochs": 80, "epochs": 18,
-    "batch_size": 128, "ema": 0.9997, "ffn": 8192, "gamma_neg": 2.,
+    "batch_size": 128, "ema": 0.9997, "ema_warmup": False, "ffn": 8192, "gamma_neg": 2.,
     "note": "for 84.9 mAP (envelope AP) on COCO 2014, 86.5 with --image-size 576: stops after 18 "
             "of 80 epochs, where the EMA is within 0.1 of its best in public logs"}
 TRESNET = dict(  # settings stored in the released checkpoints; inputs in [0, 1]
     COCO, backbone="tresnet_l.miil_in1k_448", mean=(0., 0., 0.), std=(1., 1., 1.),
     optimizer="adam", decay_1d=False, ffn=2432, gamma_neg=0.)
 VOC = dict(
-    TRESNET, augment=("randaugment",), batch_size=64, epochs=24, difficult="negative")
-LONG_TAIL = dict(COCO, epochs=80, note="not from the paper, which has no long-tailed data")
+    TRESNET, augment=("randaugment",), batch_size=64, epochs=24, ema_start=3,
+    difficult="negative")
+LONG_TAIL = dict(
+    COCO, epochs=80, ema_warmup=True, note="not from the paper, which has no long-tailed data")
 SCENES = {  # small, for a CPU
     "backbone": "test_resnet", "pretrained": False, "image_size": 128, "output_stride": 16,
     "mean": (0.5, 0.5, 0.5), "std": (0.25, 0.25, 0.25), "augment": ("flip",),
@@ -326,7 +330,7 @@ RECIPES = {  # the first is the default
     "scenes": SCENES,
     "scenes-lt": dict(SCENES, epochs=40),
     # no public log shows where to stop, so this runs the whole schedule
-    "csv": dict(COCO, epochs=20, schedule_epochs=20, note=""),
+    "csv": dict(COCO, epochs=20, schedule_epochs=20, ema_warmup=True, note=""),
     "coco-lt": LONG_TAIL,
     "voc-lt": LONG_TAIL,
     "coco2014": COCO,

@@ -173,8 +173,10 @@ def train(method, settings):
             lr = optimizer.param_groups[0]["lr"]  # of this step
             schedule.step()
             if settings.ema > 0:
-                updates_done = epoch * len(train_loader) + step - 1
-                update_average(average, model, settings.ema, updates_done)
+                steps_before_start = settings.ema_start * len(train_loader)
+                updates_done = epoch * len(train_loader) + step - 1 - steps_before_start
+                decay = average_decay(settings.ema, settings.ema_warmup, updates_done)
+                update_average(average, model, decay)
 
             # report every 50 steps: reading the loss waits for the GPU
             total_loss = total_loss + step_loss
@@ -276,21 +278,35 @@ def make_schedule(optimizer, settings, steps_per_epoch):
 
 def choose_loss(method, settings, class_counts, num_images, device):
     """Returns the loss, a function of (logits, targets), and its reduction. It is the method's own
-    loss or, with --loss, the mean of that loss from asl.py."""
-    if settings.loss:
-        losses = import_method("asl")
-        class_freq = torch.tensor(class_counts, device=device)
-        loss = losses.loss_by_name(settings.loss, class_freq, num_images, settings.data)
-        return loss, "mean"
-    options = settings_for(method.loss, settings)
-    return partial(method.loss, **options), method.REDUCTION
+    loss or, with --loss, that loss from asl.py, at the scale of the method's own: weight decay,
+    which some optimizers add to the gradient, then means the same."""
+    if not settings.loss:
+        options = settings_for(method.loss, settings)
+        return partial(method.loss, **options), method.REDUCTION
+
+    class_freq = torch.tensor(class_counts, device=device)
+    loss = import_method("asl").loss_by_name(settings.loss, class_freq, num_images, settings.data,
+                                             method.REDUCTION)
+    scale = getattr(method, "LOSS_SCALE", 1)
+
+    def scaled_loss(logits, targets):
+        return scale * loss(logits, targets)
+    return scaled_loss, method.REDUCTION
+
+
+def average_decay(ema, warmup, updates_done):
+    """The decay of the next update. Before the average starts, updates_done is negative and the
+    decay 0: it is a copy of the weights."""
+    if updates_done < 0:
+        return 0.0
+    if warmup:
+        return min(ema, (1 + updates_done) / (10 + updates_done))
+    return ema
 
 
 @torch.no_grad()
-def update_average(average, model, ema, updates_done):
-    """average = decay * average + (1 - decay) * model, for weights and BatchNorm statistics. The
-    decay rises from 0.1 to `ema`. This way, a short run forgets its initial weights."""
-    decay = min(ema, (1 + updates_done) / (10 + updates_done))
+def update_average(average, model, decay):
+    """average = decay * average + (1 - decay) * model, for weights and BatchNorm statistics."""
     update = get_ema_multi_avg_fn(decay)  # in place, all tensors at once
     update(floating_point_tensors(average), floating_point_tensors(model), None)  # None: not used
 

@@ -19,6 +19,10 @@ USAGE = "%(prog)s [flags]    --help lists them"
 ONLY_FOR = {  # setting -> the schedules that use it
     "pct_start": ["onecycle"], "decay_epochs": ["step"], "warmup_epochs": ["step", "cosine"],
     "schedule_epochs": ["onecycle", "cosine"]}
+SAME_KIND = {  # data set -> the one whose recipe is used if a method has none for it
+    "coco2017": "coco2014", "nuswide": "coco2014", "vg500": "coco2014",
+    "voc2012": "voc2007", "voc2012-server": "voc2007",
+    "coco-lt": "voc-lt", "voc-lt": "coco-lt", "scenes-lt": "scenes"}
 MAY_CHANGE = {"resume", "workers", "root", "out", "compile", "download"}  # when a run is resumed
 
 
@@ -38,10 +42,10 @@ def read_command_line(argv, positional=None):
     method = import_method(chosen.model)
     data = chosen.data or next(iter(method.RECIPES))
 
+    recipe = recipe_for(method, data)
     parser = make_parser(method)
     for name, help_text in (positional or {}).items():
         parser.add_argument(name, help=help_text)
-    recipe = recipe_for(method, data)
     parser.set_defaults(data=data, **recipe)
     settings = parser.parse_args(argv)
     given = flags_in(argv)
@@ -63,21 +67,33 @@ def read_command_line(argv, positional=None):
         if "epochs" in given and "schedule_epochs" not in given:
             settings.schedule_epochs = 0  # else a short run might end while the learning rate rises
         check_settings(settings, given, parser, method)
-        if settings.data == "csv" or settings.data not in method.RECIPES:
+        if recipe_name(method, settings.data) in ("csv", None):  # not a paper's images
             set_normalization(settings, given)
     if settings.root:  # a checkpoint is also used from other folders
         settings.root = os.path.abspath(settings.root)
     return method, settings
 
 
+def recipe_name(method, data):
+    """The data set whose recipe is used: `data`, one of the same kind, or csv. None without one."""
+    for name in (data, SAME_KIND.get(data), "csv"):
+        if name in method.RECIPES:
+            return name
+    return None
+
+
 def recipe_for(method, data):
-    if data in method.RECIPES:
+    """The recipe: settings that replace the defaults of make_parser."""
+    name = recipe_name(method, data)
+    if name == data:
         return method.RECIPES[data]
-    other = "the one for csv"
-    if "csv" not in method.RECIPES:
-        other = "the defaults of lib/settings.py"
-    print(f"{method.__name__} has no recipe for {data}: using {other}", file=sys.stderr)
-    return method.RECIPES.get("csv", {})
+    what = f"the one for {name}"
+    if name is None:
+        what = "the defaults of lib/settings.py"
+    print(f"{method.__name__} has no recipe for {data}: using {what}", file=sys.stderr)
+    if name is None:
+        return {}
+    return dict(method.RECIPES[name], note=f"the settings of {name}; no published figure")
 
 
 def make_parser(method):
@@ -98,7 +114,7 @@ def make_parser(method):
          choices=["ignored", "negative"])
     flag("--long-tail", 0.0,
          "make the training split long-tailed: most to least frequent class; 0: leave it as it is")
-    flag("--loss", "", "train with the mean of this loss instead of the method's own",
+    flag("--loss", "", "train with this loss instead of the method's own, at the same scale",
          choices=["", "asl", "focal", "bce", "db"])
     flag("--optimizer", "adamw", "torch's optimizer", choices=["sgd", "adam", "adamw"])
     flag("--lr", 1e-4, "learning rate")
@@ -114,6 +130,9 @@ def make_parser(method):
     flag("--batch-size", 16, "images per step, over all processes and micro-batches")
     flag("--drop-last", True, "leave out the last, smaller batch of an epoch")
     flag("--ema", 0.0, "decay of the moving average of the weights, below 1; 0: no average")
+    flag("--ema-warmup", True, "the decay rises from 0.1 to --ema, so that a short run forgets its "
+         "initial weights; without it, the decay is --ema from the first step")
+    flag("--ema-start", 0, "the average starts after N epochs, as a copy of the weights")
     flag("--report", "ema", "the weights whose mAP is the result; without --ema, raw",
          choices=["ema", "raw"])
     parser.set_defaults(note="")  # of a recipe: printed before training
