@@ -34,9 +34,12 @@ def stop():
 
 
 @contextmanager
-def program():
+def program(memory_remedy="--accumulate 2 saves memory at the same batch size"):
     """Wraps a program's main: an error that the user can fix ends in one line, and the process
-    group is left in any case."""
+    group is left in any case. memory_remedy: what helps if the device has too little memory."""
+    for stream in (sys.stdout, sys.stderr):
+        if hasattr(stream, "reconfigure"):  # names that the terminal cannot show do not stop it
+            stream.reconfigure(errors="backslashreplace")
     try:
         yield
     except InputError as error:
@@ -45,8 +48,7 @@ def program():
         os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
         sys.exit(1)
     except torch.OutOfMemoryError:
-        sys.exit("error: out of memory on the device: --accumulate 2 saves memory at the same "
-                 "batch size; --grad-checkpointing saves more, but is slower")
+        sys.exit(f"error: out of memory on the device: {memory_remedy}")
     finally:
         stop()
 
@@ -67,12 +69,12 @@ def is_main():
     return rank() == 0
 
 
-def print_once(text):
+def print_once(text, end="\n"):
     """Prints from the first process only. A full disk or a closed pipe does not stop training."""
     if not is_main():
         return
     try:
-        print(text, flush=True)
+        print(text, end=end, flush=True)
     except OSError as error:
         print(f"standard output has failed ({error}); the run goes on", file=sys.stderr)
         sys.stdout = open(os.devnull, "w")  # noqa: SIM115 (for the rest of the run)

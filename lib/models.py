@@ -2,7 +2,6 @@
 import copy
 import importlib
 import inspect
-from contextlib import contextmanager
 
 import timm
 import torch
@@ -96,9 +95,6 @@ def starting_model(method, settings, classes, load_weights=True):
         load_backbone(model.backbone, settings.weights)
     if load_weights and settings.init:
         load_matching(model, settings, classes)
-    if settings.grad_checkpointing:
-        with explain_errors("--grad-checkpointing", "this backbone does not have it: leave it out"):
-            model.backbone.set_grad_checkpointing()
     if settings.freeze_bn:
         norms = batchnorms(model.backbone)
         if not norms:
@@ -114,15 +110,10 @@ def batchnorms(module):
     return [layer for layer in module.modules() if isinstance(layer, _BatchNorm)]
 
 
-@contextmanager
-def statistics_held(norms):
-    """The running statistics of `norms` do not change inside this block."""
-    momenta = [norm.momentum for norm in norms]
-    for norm in norms:
-        norm.momentum = 0.0
-    yield
-    for norm, momentum in zip(norms, momenta):
-        norm.momentum = momentum
+def freeze_batchnorms(module):
+    """BatchNorm uses its running statistics, and does not change them, until module.train()."""
+    for norm in batchnorms(module):
+        norm.eval()
 
 
 def load_backbone(backbone, path):

@@ -8,7 +8,7 @@ from conftest import PARITY, print_difference
 
 import asl
 from asl import asymmetric_loss
-from lib.released import convert
+from tools.released import convert
 
 
 @pytest.mark.parametrize("row", PARITY["asl"]["rows"])

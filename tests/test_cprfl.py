@@ -23,7 +23,7 @@ from torch import nn
 import cprfl
 import train
 from lib.models import model_of
-from lib.released import convert
+from tools.released import convert
 from lib.settings import read_command_line
 
 CLASSES = ["cat", "traffic_light", "dog"]

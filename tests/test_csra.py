@@ -12,7 +12,7 @@ from conftest import (
 )
 
 import csra
-from lib.released import convert
+from tools.released import convert
 
 
 @pytest.mark.parametrize("entry", PARITY["csra"])

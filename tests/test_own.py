@@ -17,7 +17,7 @@ import asl
 import cprfl
 import csra
 import eval as evaluation
-import lib.released
+import tools.released
 import q2l
 import train
 from data import InputError
@@ -262,7 +262,7 @@ def test_convert_reads_a_cprfl_checkpoints_shapes(tmp_path):
 
 
 def cprfl_names():
-    from lib.released import CPRFL_NAMES
+    from tools.released import CPRFL_NAMES
     return CPRFL_NAMES
 
 
@@ -410,5 +410,5 @@ def test_what_is_no_released_checkpoint_is_a_value_error():
     for name in ("csra", "q2l", "cprfl", "asl", "nonesuch"):
         for state in ({}, {"conv1.weight": torch.ones(1)}, {"model": 3}, {3: torch.ones(1)}):
             with pytest.raises(ValueError, match=name) as error:
-                lib.released.convert(name, state)
+                tools.released.convert(name, state)
             assert "TensorList" not in str(error.value)

@@ -19,7 +19,7 @@ from conftest import (
 
 import q2l
 from lib.cvt import CvT
-from lib.released import convert
+from tools.released import convert
 
 
 def small(**settings):

@@ -15,7 +15,7 @@ from data import Normalize, transform
 from eval import Evaluation, at_size, checkpoint_parser, read_threshold
 from lib import distributed
 from lib.errors import InputError, explain_errors
-from lib.heatmaps import contact_sheet
+from tools.heatmaps import contact_sheet
 from lib.settings import integer
 from readers.images import REMEDY, read_image, to_tensor
 
