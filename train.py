@@ -41,11 +41,12 @@ from torch.optim.lr_scheduler import (
 from torch.optim.swa_utils import get_ema_multi_avg_fn
 
 from data import HAVE_DIFFICULT, Normalize, label_warnings, load_splits, make_loader
-from eval import metrics, predict
+from eval import predict
 from lib import distributed
 from lib.checkpoint import fingerprint, read_checkpoint, refuse_changed_data, save
 from lib.distributed import is_main, print_once
 from lib.errors import InputError, explain_errors
+from lib.metrics import metrics
 from lib.models import (
     batchnorms,
     import_method,
