@@ -256,7 +256,7 @@ def print_table(result):
         print(f"{ap:8.2f}{precision:11.2f}{recall:8.2f}{f1:8.2f}{row['positives']:11}  {label}")
 
     print("\n" + "".join(f"{name:>8}" for name in MEANS))
-    for suffix, what in (("", "all labels"), ("_3", "the 3 highest of an image")):
+    for suffix, what in (("", "all labels"), ("_3", "top 3 of each image")):
         print("".join(f"{result[name + suffix]:8.2f}" for name in MEANS) + f"  {what}")
 
     print()
