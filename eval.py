@@ -1,18 +1,14 @@
-"""Metrics for multi-label classification, and a program that prints them for a checkpoint.
-
-Three definitions of AP are in use. They differ by up to two points, so every table must say which
-one it uses:
-    all-points   the precision at each positive's score, averaged over positives (CSRA, ASL, CPRFL)
-    envelope     the same, but with the best precision at this or any higher recall (Q2L)
-    11-point     the mean of the envelope at recall 0, 0.1, ..., 1 (PASCAL VOC 2007)
-The first is the default. Unknown entries (-1) are ignored. A class without positives has no AP: it
-is left out of every mean over classes, and the table says nan.
+"""Scores the images of a data set with a checkpoint, and prints the metrics of lib/metrics.py.
 
 Run: python eval.py --checkpoint OUT/last.pt [--data NAME --root ROOT --split test]
+
+--out JSON has what is printed, and more: mAP, CP, ... as numbers; under "classes", by name, each
+class's AP, precision, recall, F1 (null without positives), positives, and threshold.
 """
 import argparse
 import copy
 import json
+import math
 import os
 import sys
 from pathlib import Path
@@ -25,138 +21,14 @@ from data import HAVE_DIFFICULT, Dataset, Normalize, label_warnings, load, make_
 from lib import distributed
 from lib.checkpoint import read_checkpoint
 from lib.errors import InputError, explain_errors
+from lib.metrics import KINDS, MEANS, average_precision, metrics  # noqa: F401 (others import them)
 from lib.models import import_method, model_of, reported_weights
 from lib.settings import integer, integers
 from readers import READERS
 from readers.own_images import names_alone
 
-KINDS = ("all-points", "envelope", "11-point")
+PER_CLASS = ("AP", "precision", "recall", "F1")
 WRITE_REMEDY = "make room, or choose another place to write to"
-
-
-# ------------------------------------------------------------------------------------------ metrics
-
-
-def average_precision(scores, targets, kind="all-points"):
-    """AP per class (K,) in [0, 1], nan without positives.
-
-    scores (N, K); targets (N, K): 1, 0, -1 (unknown). Raises ValueError.
-    """
-    scores = np.asarray(scores, np.float64)
-    targets = np.asarray(targets)
-    if kind not in KINDS:
-        raise ValueError(f"kind {kind!r}: choose from {KINDS}")
-    if scores.ndim != 2 or scores.shape != targets.shape:
-        raise ValueError(f"scores {scores.shape}, targets {targets.shape}: both must be (N, K)")
-    if np.isnan(scores).any():
-        raise ValueError("a score is nan")
-    columns = zip(scores.T, targets.T)
-    return np.array([average_precision_of_class(s, y, kind) for s, y in columns])
-
-
-def average_precision_of_class(scores, targets, kind):
-    """AP of one class; scores, targets (N,)."""
-    _, images, positives = count_by_score(scores, targets)  # per score, from the highest
-    total = positives.sum()
-    if total == 0:
-        return np.nan
-    true_positives = positives.cumsum()
-    precision = true_positives / images.cumsum()
-    if kind != "all-points":
-        precision = np.maximum.accumulate(precision[::-1])[::-1]  # the envelope
-    if kind == "11-point":
-        # For t = 0..10 the first place with TP / total >= t / 10; without division, so exact.
-        places = np.searchsorted(10 * true_positives, total * np.arange(11))
-        return precision[places].mean()
-    return (precision * positives).sum() / total
-
-
-def count_by_score(scores, targets):
-    """The distinct scores, highest first, and the numbers of images and of positives with each.
-
-    scores, targets (N,). Unknown targets (-1) are left out. Equal scores share one entry, so their
-    order does not matter.
-    """
-    known = targets >= 0
-    levels, index, images = np.unique(-scores[known], return_inverse=True, return_counts=True)
-    positives = np.bincount(index, weights=targets[known] == 1)
-    return -levels, images, positives
-
-
-def metrics(scores, targets, threshold=0.5, kind="all-points", counts=None):
-    """A dictionary, in percent:
-
-        mAP                 mean AP over classes; head, medium, tail: over the classes of this group
-        CP, CR, CF1         precision and recall, means over classes, and the F1 of the two means
-        OP, OR, OF1         precision, recall and F1 over all decisions
-        CP_3, ..., OF1_3    the same, if only the three highest scores of an image may be positive
-        AP, positives       of each class: AP (None without positives), number of positives
-
-    scores: probabilities (N, K); targets (N, K): 1, 0, -1 (unknown). threshold: a score above it is
-    a positive decision; one number, or one per class (K,). counts (K,): training images per class;
-    without counts, or if every class has 100 or more, head, medium and tail are left out.
-    Precision without positive decisions is 0. Without positives, mAP is None.
-    """
-    scores = np.asarray(scores, np.float64)
-    targets = np.asarray(targets)
-    ap = 100 * average_precision(scores, targets, kind)
-    positive = targets == 1
-    known = targets >= 0
-    positives = positive.sum(axis=0)  # (K,)
-    counted = positives > 0  # the classes in the means
-    classes = max(counted.sum(), 1)
-    result = {"mAP": mean_of(ap)}
-    if counts is not None and min(counts) < 100:
-        for group, members in head_medium_tail(counts).items():
-            if counted[members].any():
-                result[group] = mean_of(ap[members])
-
-    above = scores > threshold
-    for suffix, chosen in (("", above), ("_3", above & in_top_3(scores))):
-        predicted = (chosen & known).sum(axis=0)  # (K,)
-        correct = (chosen & positive).sum(axis=0)
-        precision = correct / np.maximum(predicted, 1)
-        recall = correct / np.maximum(positives, 1)
-        cp = 100 * precision[counted].sum() / classes
-        cr = 100 * recall[counted].sum() / classes
-        op = 100 * correct.sum() / max(predicted.sum(), 1)
-        o_r = 100 * correct.sum() / max(positives.sum(), 1)
-        result["CP" + suffix] = float(cp)
-        result["CR" + suffix] = float(cr)
-        result["CF1" + suffix] = f1(cp, cr)
-        result["OP" + suffix] = float(op)
-        result["OR" + suffix] = float(o_r)
-        result["OF1" + suffix] = f1(op, o_r)
-    result["AP"] = np.where(counted, ap, None).tolist()
-    result["positives"] = positives.tolist()
-    return result
-
-
-def head_medium_tail(counts):
-    """The indices of head (n >= 100 training images), medium (n >= 20) and tail classes."""
-    group = np.digitize(counts, [20, 100])
-    return {"head": np.flatnonzero(group == 2), "medium": np.flatnonzero(group == 1),
-            "tail": np.flatnonzero(group == 0)}
-
-
-def in_top_3(scores):
-    """(N, K) -> whether a score is among the three highest of its image."""
-    order = np.argsort(-scores, axis=1, kind="stable")
-    ranks = np.argsort(order, axis=1)  # 0 is the highest
-    return ranks < 3
-
-
-def mean_of(values):
-    """The mean of the values that are not nan; None if there are none."""
-    values = values[~np.isnan(values)]
-    if len(values) == 0:
-        return None
-    return float(values.mean())
-
-
-def f1(precision, recall):
-    """The harmonic mean."""
-    return float(2 * precision * recall / max(precision + recall, 1e-12))
 
 
 # ------------------------------------------------------------------------------------------- scores
@@ -347,10 +219,8 @@ def main(argv=None):
                       f"threshold {args.threshold}")
     if (args.data or settings.data) in HAVE_DIFFICULT:
         result["what"] += f", difficult objects {settings.difficult}"
-    result["threshold"] = threshold.tolist()
-    result["classes"] = dataset.classes
     result["images"] = len(scores)
-    print_table(result)
+    result["classes"] = by_class(result, dataset.classes, threshold)
     if args.out:
         with explain_errors(args.out, WRITE_REMEDY):
             Path(args.out).write_text(json.dumps(result))
@@ -358,28 +228,58 @@ def main(argv=None):
         with explain_errors(args.scores, WRITE_REMEDY), open(args.scores, "wb") as file:
             np.savez_compressed(file, scores=scores, targets=dataset.targets,
                                 classes=dataset.classes, paths=dataset.paths.tolist())
+    print_table(result)
+
+
+def by_class(result, classes, threshold):
+    """Takes the lists out of the metrics. Returns class -> AP, precision, ..., threshold."""
+    columns = {}
+    for name in (*PER_CLASS, "positives"):
+        columns[name] = result.pop(name)
+    columns["threshold"] = threshold.tolist()
+    table = {}
+    for k, label in enumerate(classes):
+        table[label] = {name: values[k] for name, values in columns.items()}
+    return table
 
 
 def print_table(result):
-    """AP and positives per class (without positives: nan), then the means."""
+    """A line per class, the means over all labels and over the top 3, then mAP. A class name is the
+    last in its line, so that a long one moves no figure."""
+    def number(value):
+        return math.nan if value is None else value  # without positives
+
     print(result["what"])
-    ap = np.array(result["AP"], float)  # None becomes nan
-    for name, value, positives in zip(result["classes"], ap, result["positives"]):
-        print(f"  {name:24}{value:12.2f} AP {positives:8} positives")
-    for name, value in result.items():
-        if isinstance(value, float):
-            print(f"{name} {value:.2f}")
+    print("\n      AP  precision  recall      F1  positives")
+    for label, row in result["classes"].items():
+        ap, precision, recall, f1 = [number(row[name]) for name in PER_CLASS]
+        print(f"{ap:8.2f}{precision:11.2f}{recall:8.2f}{f1:8.2f}{row['positives']:11}  {label}")
+
+    print("\n" + "".join(f"{name:>8}" for name in MEANS))
+    for suffix, what in (("", "all labels"), ("_3", "top 3 of each image")):
+        print("".join(f"{result[name + suffix]:8.2f}" for name in MEANS) + f"  {what}")
+
+    print()
+    for name in ("head", "medium", "tail", "mAP"):
+        if name in result:
+            print(f"{name} {number(result[name]):.2f}")
 
 
 def read_threshold(text, classes):
-    """--threshold, a number or a file from tools/thresholds.py -> (K,). Raises InputError."""
+    """--threshold, a number or a file, -> (K,). The file is from tools/thresholds.py, with one
+    threshold or one for each class by name, or it is a table of eval.py. Raises InputError."""
     remedy = "a number in [0, 1] is needed, or a file from tools.thresholds for these classes"
     with explain_errors(f"--threshold {text}", remedy):
         if text.endswith(".json") or Path(text).is_file():
             content = json.loads(Path(text).read_bytes())
-            values = content["threshold"]
+            if "threshold" in content:
+                values = content["threshold"]
+            else:  # a table of eval.py
+                values = {name: row["threshold"] for name, row in content["classes"].items()}
         else:
             values = float(text)
+        if isinstance(values, list):
+            raise TypeError("a list of thresholds does not say which class each one is for")
         if isinstance(values, dict):
             values = [values[name] for name in classes]
         values = np.array(values, float)

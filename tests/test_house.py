@@ -115,4 +115,4 @@ def test_a_new_data_set_and_a_new_method_are_one_addition_each(tmp_path):
     text = run("train.py", "--model", "asl", *flags, "--epochs", 1, "--backbone", "test_resnet",
                "--no-pretrained", cwd=project)
     assert "asl has no recipe for toy: using the one for csv" in text
-    assert "100.00 AP" in run("eval.py", "--checkpoint", project / "run/last.pt", cwd=project)
+    assert "mAP 100.00\n" in run("eval.py", "--checkpoint", project / "run/last.pt", cwd=project)

@@ -17,8 +17,8 @@ import asl
 import cprfl
 import csra
 import eval as evaluation
-import tools.released
 import q2l
+import tools.released
 import train
 from data import InputError
 from lib.checkpoint import save
@@ -377,7 +377,7 @@ def test_a_model_is_evaluated_on_a_data_set_that_has_its_classes_by_name(tmp_pat
         evaluation.main(["--checkpoint", str(tmp_path / "run/last.pt"), "--workers", "0", "--root",
                          str(root), "--out", str(tmp_path / "table.json")])
         tables.append(json.loads((tmp_path / "table.json").read_text()))
-    assert tables[0] == tables[1] and tables[1]["classes"] == names
+    assert tables[0] == tables[1] and list(tables[1]["classes"]) == names
     assert f"only the model's {len(names)} of {len(names) + 1} classes" in capsys.readouterr().err
 
 

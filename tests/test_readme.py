@@ -2,8 +2,6 @@
 import json
 import re
 import shutil
-import sys
-import types
 
 import pytest
 import results
@@ -11,12 +9,10 @@ from conftest import HERE, run
 
 import asl
 import q2l
-import train
 
 ROOT = HERE.parent
 README = (ROOT / "README.md").read_text("utf-8")
-BLOCKS = re.findall(r"```python\n(.*?)```", README, re.DOTALL)
-EXAMPLES = [code for code in BLOCKS if "log.jsonl" not in code]
+EXAMPLES = re.findall(r"```python\n(.*?)```", README, re.DOTALL)
 
 
 @pytest.mark.parametrize("name, figures", [("csra", ["1"]), ("q2l", []), ("cprfl", []), ("asl", [])])
@@ -50,7 +46,7 @@ def test_a_file_alone_does_what_its_example_says(code, tmp_path):
 def test_commands_and_linked_files_exist():
     """Flags of the commands in README are flags of the programs; linked files are there."""
     texts = {"eval.py": run("eval.py", "--help")}
-    for tool in ("check", "predict", "thresholds", "convert", "voc_server"):
+    for tool in ("check", "predict", "thresholds", "convert", "voc_server", "plot"):
         texts[f"-m tools.{tool}"] = run("-m", f"tools.{tool}", "--help")
     for model in ("csra", "q2l", "cprfl", "asl"):
         texts[f"{model}.py"] = texts[f"train.py --model {model}"] = run(f"{model}.py", "--help")
@@ -64,23 +60,6 @@ def test_commands_and_linked_files_exist():
             assert flag in text, f"{program} {flag}"
     for file in re.findall(r"\]\((tests/[^)]+)\)", README):
         assert (ROOT / file).is_file(), file
-
-
-def test_the_log_can_be_drawn(tmp_path, monkeypatch):
-    """With a stand-in for matplotlib, which is not required."""
-    drawn = []
-    axes = types.SimpleNamespace(plot=lambda x, y, *_, **options: drawn.append((x, y)))
-    pyplot = types.SimpleNamespace(plot=axes.plot, ylabel=lambda text: None, twinx=lambda: axes,
-                                   savefig=lambda name: None)
-    monkeypatch.setitem(sys.modules, "matplotlib", types.SimpleNamespace(pyplot=pyplot))
-    monkeypatch.setitem(sys.modules, "matplotlib.pyplot", pyplot)
-    train.main(["--model", "csra", "--limit", "32", "--batch-size", "16", "--epochs", "2", "--workers",
-                "0", "--image-size", "32", "--out", str(tmp_path / "OUT")])
-    monkeypatch.chdir(tmp_path)
-    code, = (code for code in BLOCKS if "log.jsonl" in code)
-    exec(code, {})  # noqa: S102 (README's own lines)
-    lines = [json.loads(line) for line in (tmp_path / "OUT/log.jsonl").read_text().splitlines()]
-    assert drawn == [([1, 2], [line[name] for line in lines[1:3]]) for name in ("loss", "mAP")]
 
 
 def test_the_structure_is_that_of_the_tree():

@@ -19,7 +19,6 @@ from lib.checkpoint import save
 from lib.distributed import program
 from lib.errors import InputError, explain_errors
 from lib.models import build_model, without_weights
-from tools.released import convert
 from lib.settings import (
     add_data_flags,
     add_keywords,
@@ -31,6 +30,7 @@ from lib.settings import (
     recipe_for,
 )
 from readers import CLASSES
+from tools.released import convert
 
 
 def main(argv=None):

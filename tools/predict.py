@@ -15,9 +15,9 @@ from data import Normalize, transform
 from eval import Evaluation, at_size, checkpoint_parser, read_threshold
 from lib import distributed
 from lib.errors import InputError, explain_errors
-from tools.heatmaps import contact_sheet
 from lib.settings import integer
 from readers.images import REMEDY, read_image, to_tensor
+from tools.heatmaps import contact_sheet
 
 SUFFIXES = (".jpg", ".jpeg", ".jfif", ".jpe", ".jp2", ".png", ".webp", ".bmp", ".gif", ".tif",
             ".tiff", ".ppm", ".avif")

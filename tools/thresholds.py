@@ -14,10 +14,10 @@ from eval import (
     add_data_flags,
     check_output,
     checkpoint_parser,
-    count_by_score,
 )
 from lib import distributed
 from lib.errors import explain_errors
+from lib.metrics import count_by_score
 
 
 def best_threshold(scores, targets):
