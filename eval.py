@@ -23,6 +23,7 @@ from lib.checkpoint import read_checkpoint
 from lib.errors import InputError, explain_errors
 from lib.metrics import KINDS, MEANS, average_precision, metrics  # noqa: F401 (others import them)
 from lib.models import import_method, model_of, reported_weights
+from lib.progress import Clock
 from lib.settings import integer, integers
 from readers import READERS
 from readers.own_images import names_alone
@@ -44,6 +45,7 @@ def predict(model, loader, normalize, amp_dtype, flip=False):
     distributed.broadcast_buffers(model)  # all processes use the same BatchNorm statistics
     device = normalize.mean.device
     all_logits = []
+    clock = Clock()
     for step, (images, _) in enumerate(loader, 1):
         images = normalize(images)
         with torch.autocast(device.type, amp_dtype, enabled=amp_dtype is not None):
@@ -52,8 +54,8 @@ def predict(model, loader, normalize, amp_dtype, flip=False):
                 views.append(model(images.flip(3)))
         # (views, B, K), on the device: .cpu() would wait in each batch
         all_logits.append(torch.stack(views))
-        if step % 50 == 0 and distributed.is_main():
-            print(f"tested {step} of {len(loader)} batches", file=sys.stderr)
+        if clock.due() and distributed.is_main():
+            print(f"evaluated {step} of {len(loader)} batches", file=sys.stderr)
 
     scores = np.zeros(loader.dataset.targets.shape)
     own_scores = scores[:0]  # a process may have no images

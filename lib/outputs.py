@@ -62,7 +62,8 @@ def continue_run(out, parts, fingerprints):
     with explain_errors(last, "damaged: start over, or restore a backup"):
         refuse_changed_data(last, checkpoint["fingerprints"], fingerprints)
         for name, part in parts.items():
-            part.load_state_dict(checkpoint[name])
+            if part is not None:  # there may be no average
+                part.load_state_dict(checkpoint[name])
         history = checkpoint["history"]
     if "val" in fingerprints:
         if not best.is_file():
@@ -75,7 +76,7 @@ def continue_run(out, parts, fingerprints):
 
 def machine(device, amp_dtype):
     """What the numbers of a run may depend on."""
-    return {"torch": torch.__version__, "device": str(device), "autocast": str(amp_dtype),
+    return {"torch": str(torch.__version__), "device": str(device), "autocast": str(amp_dtype),
             "processes": distributed.world_size()}
 
 
@@ -199,9 +200,9 @@ def run_warnings(settings, num_images, steps_per_epoch):
     warnings = []
     steps = settings.epochs * steps_per_epoch
     schedule_steps = (settings.schedule_epochs or settings.epochs) * steps_per_epoch
-    if settings.schedule == "onecycle" and settings.pct_start * schedule_steps < 1:
-        warnings.append(f"warning: steps: {steps}, too few for the learning rate of onecycle to "
-                        "rise, so nothing is learned: add --epochs or images")
+    if settings.schedule == "onecycle" and schedule_steps == 1:
+        warnings.append("warning: with one step, onecycle has its last learning rate, which is "
+                        "nearly 0, so nothing is learned: add epochs or images")
     share = settings.ema ** steps  # of the initial weights in the average
     if settings.ema > 0 and settings.ema_start == 0 and not settings.ema_warmup and share > 0.3:
         warnings.append(f"warning: after {steps} steps, {100 * share:.0f}% of the average of the "

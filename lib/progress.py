@@ -32,7 +32,6 @@ class TrainingProgress:
         self.steps = len(train_loader)  # per epoch
         self.images_per_step = train_loader.batch_size * world_size()
         self.loss_unit = loss_unit
-        self.clock = Clock()
         # An image is evaluated about three times as fast as it is trained on. This is for the first
         # epoch only: then the seconds of a whole epoch are known.
         self.evaluation = len(monitor_loader) / 3  # in training steps
@@ -49,7 +48,7 @@ class TrainingProgress:
         return self.epoch_seconds
 
     def due(self):
-        return self.clock.due()
+        return time.time() - self.shown_at >= SECONDS
 
     def show(self, epoch, step, loss, lr):
         """epoch: from 0; step: from 1. In a terminal, a line replaces the one before."""

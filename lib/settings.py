@@ -125,7 +125,7 @@ class HelpFormatter(argparse.ArgumentDefaultsHelpFormatter):
     """Shows the defaults that say something."""
 
     def _get_help_string(self, action):
-        if action.default in ("", None, ()):
+        if action.default in ("", None, (), False):
             return action.help
         return super()._get_help_string(action)
 
