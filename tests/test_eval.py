@@ -105,13 +105,13 @@ def test_metrics_match_their_definitions():
 
 def test_the_example_at_the_head_is_right():
     text = metrics_file.__doc__
-    rows = {name: re.search(rf"^    {name} (.*)$", text, re.MULTILINE)[1].split()
+    rows = {name: re.search(rf"^    {name} +([\d./ ]+)$", text, re.MULTILINE)[1].split()
             for name in ("score", "target", "recall", "precision", "envelope")}
     scores, targets = np.array(rows["score"], float), np.array(rows["target"], int)
     for n in range(4):
         assert rows["precision"][n] == f"{targets[:n + 1].sum()}/{n + 1}"
         assert rows["recall"][n] == f"{targets[:n + 1].sum()}/3"
-    # The second line of an envelope is that of the sums.
+        assert eval(rows["envelope"][n]) == max(map(eval, rows["precision"][n:]))
     for kind in KINDS:
         formula, value = re.findall(rf"^    {kind} +(\(.*\) / \d+) += ([\d.]+)", text, re.MULTILINE)[0]
         assert eval(formula.replace("x", "*")) == pytest.approx(float(value), abs=5e-4)
@@ -293,10 +293,11 @@ def test_what_is_printed_is_what_is_saved(checkpoint, tmp_path, capsys):
     torch.save(state | {"classes": names}, file)
     header = ",".join(f'"{name}"' for name in names)
     for split in ("train", "test"):  # the last class is empty
-        (tmp_path / f"{split}.csv").write_text(f"image,{header}\n{split}.png{',1' * 19},0\n")
-    save_scenes(tmp_path, scenes_input(2)[0], ["train.png", "test.png"])
+        (tmp_path / f"{split}.csv").write_text(
+            f"image,{header}\n{split}0.png{',1' * 10}{',0' * 10}\n{split}1.png{',1' * 19},0\n")
+    save_scenes(tmp_path, scenes_input(4)[0], ["train0.png", "train1.png", "test0.png", "test1.png"])
     call("--checkpoint", file, "--data", "csv", "--root", tmp_path, "--out", tmp_path / "a.json",
-         "--workers", 0)
+         "--workers", 0, "--threshold", 0)
     table, lines = json.loads((tmp_path / "a.json").read_text()), capsys.readouterr().out.splitlines()
     header = lines.index("      AP  precision  recall      F1  positives")
     for line, (name, row) in zip(lines[header + 1:], table["classes"].items()):
