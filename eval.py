@@ -15,6 +15,7 @@ from pathlib import Path
 
 import numpy as np
 import torch
+import torch.nn.functional as F
 from torch import nn
 
 from data import HAVE_DIFFICULT, Dataset, Normalize, label_warnings, load, make_loader
@@ -30,6 +31,7 @@ from readers.own_images import names_alone
 
 PER_CLASS = ("AP", "precision", "recall", "F1")
 WRITE_REMEDY = "make room, or choose another place to write to"
+MEMORY_REMEDY = "add a smaller --batch-size"
 
 
 # ------------------------------------------------------------------------------------------- scores
@@ -37,9 +39,10 @@ WRITE_REMEDY = "make room, or choose another place to write to"
 
 @torch.inference_mode()
 def predict(model, loader, normalize, amp_dtype, flip=False):
-    """Probabilities float64 (N, K) of all images of a test loader; each process gets all of them.
+    """Logits float64 (N, K) of all images of a test loader; each process gets all of them.
 
-    `flip`: the mean over the image and its mirror image. Raises InputError if a score is nan.
+    Not probabilities: those of a very sure model round to 1, which would tie its images. `flip`:
+    of the mean probability of an image and its mirror image. Raises InputError if a logit is nan.
     """
     model.eval()
     distributed.broadcast_buffers(model)  # all processes use the same BatchNorm statistics
@@ -57,18 +60,28 @@ def predict(model, loader, normalize, amp_dtype, flip=False):
         if clock.due() and distributed.is_main():
             print(f"evaluated {step} of {len(loader)} batches", file=sys.stderr)
 
-    scores = np.zeros(loader.dataset.targets.shape)
-    own_scores = scores[:0]  # a process may have no images
+    logits = np.zeros(loader.dataset.targets.shape)
+    own_logits = logits[:0]  # a process may have no images
     if all_logits:
-        logits = torch.cat(all_logits, dim=1).cpu().double()  # a float32 sigmoid rounds to 1
-        own_scores = logits.sigmoid().mean(0).numpy()
-    for rank, part in enumerate(distributed.gather(own_scores)):  # the order of make_loader
-        scores[rank::distributed.world_size()] = part
-    bad = np.isnan(scores).any(axis=1).sum()
+        views = torch.cat(all_logits, dim=1).cpu().double()
+        own_logits = logit_of_mean(views).numpy()
+    for rank, part in enumerate(distributed.gather(own_logits)):  # the order of make_loader
+        logits[rank::distributed.world_size()] = part
+    bad = np.isnan(logits).any(axis=1).sum()
     if bad:
         raise InputError(f"{bad} images have the score nan: lower --lr, set --clip-grad, or "
                          "use --amp off")
-    return scores
+    return logits
+
+
+def logit_of_mean(logits):
+    """Logits (views, N, K) -> the logits (N, K) of the views' mean probability."""
+    if len(logits) == 1:
+        return logits[0]
+    # log p - log(1 - p), where p is the mean; the number of views cancels
+    log_p = F.logsigmoid(logits).logsumexp(0)
+    log_not_p = F.logsigmoid(-logits).logsumexp(0)
+    return log_p - log_not_p
 
 
 def at_size(model, size):
@@ -106,13 +119,16 @@ class Residual(nn.Module):
 class Evaluation:
     """The model of a checkpoint, and the data for the classes that the model knows."""
 
-    def __init__(self, path, weights=None, workers=-1, residual=None):
-        """weights: raw or ema, by default those that the run reports. Raises InputError."""
+    def __init__(self, path, weights=None, workers=-1, residual=None, batch_size=None):
+        """weights: raw or ema, by default those that the run reports; batch_size: by default as in
+        training. Raises InputError."""
         self.device = distributed.start()
         self.checkpoint = read_checkpoint(path)
         self.classes = self.checkpoint["classes"]
         self.settings = self.checkpoint["settings"]  # a Namespace
         self.settings.workers = workers
+        if batch_size is not None:
+            self.settings.batch_size = batch_size
         self.weights, state = reported_weights(self.checkpoint, weights)
         self.model = model_of(self.checkpoint, state, path)
         self.residual = residual
@@ -144,12 +160,13 @@ class Evaluation:
         dataset = Dataset(self.classes, dataset.paths, targets[:, columns], dataset.upright)
         return dataset.sample(limit)
 
-    def scores(self, dataset, sizes=None, flip=False):
-        """Probabilities (N, K), the mean over image sizes; by default the size trained on."""
+    def logits(self, dataset, sizes=None, flip=False):
+        """Logits (N, K) of the mean probability over image sizes; by default the size trained on.
+        """
         sizes = sizes or [self.settings.image_size]
         normalize = Normalize(self.settings.mean, self.settings.std, self.device)
         amp_dtype = distributed.autocast_dtype(self.device, self.settings.amp)
-        total = 0
+        views = []
         for size in sizes:
             settings = copy.copy(self.settings)
             settings.image_size = size
@@ -158,17 +175,16 @@ class Evaluation:
             if self.residual is not None:
                 model = Residual(model, self.residual)
             model.to(self.device, memory_format=torch.channels_last)
-            total = total + predict(model, loader, normalize, amp_dtype, flip)
-        return total / len(sizes)
+            views.append(torch.from_numpy(predict(model, loader, normalize, amp_dtype, flip)))
+        return logit_of_mean(torch.stack(views)).numpy()
 
 
 # ------------------------------------------------------------------------------------- command line
 
 
 def checkpoint_parser(description):
-    """The flags of all programs that use a checkpoint. The first line of `description` is shown."""
-    first_line, _, _ = description.partition("\n")
-    parser = argparse.ArgumentParser(description=first_line, allow_abbrev=False)
+    """The flags of all programs that use a checkpoint."""
+    parser = argparse.ArgumentParser(description=description, allow_abbrev=False)
     parser.add_argument("--checkpoint", required=True,
                         help="last.pt or best.pt of train.py, or a converted one")
     parser.add_argument("--weights", choices=["raw", "ema"],
@@ -181,12 +197,13 @@ def add_data_flags(parser):
     parser.add_argument("--root", help="default: the folder used in training")
     parser.add_argument("--workers", type=integer(-1), default=-1,
                         help="loading processes; -1: automatic")
+    parser.add_argument("--batch-size", type=integer(1), help="default: as in training")
     parser.add_argument("--limit", type=integer(0), default=0,
                         help="only N random images, always the same; 0: all")
 
 
 def main(argv=None):
-    parser = checkpoint_parser(__doc__)
+    parser = checkpoint_parser("Prints the metrics of a checkpoint.")
     add_data_flags(parser)
     flag = parser.add_argument
     flag("--split", default="test", choices=["train", "val", "test"], help="the split to evaluate")
@@ -197,39 +214,43 @@ def main(argv=None):
     flag("--flip", action="store_true", help="average with the mirrored image")
     flag("--residual", type=float, metavar="LAM", help="CSRA's test-time trick: + LAM x max score")
     flag("--out", metavar="JSON", help="write the table")
-    flag("--scores", metavar="NPZ", help="write scores, targets, classes, paths")
+    flag("--scores", metavar="NPZ",
+         help="write scores (probabilities), logits, targets, classes, paths")
     args = parser.parse_args(argv)
     check_output(args.out, [args.checkpoint, args.threshold])
     check_output(args.scores, [args.checkpoint, args.threshold, args.out])
 
-    evaluation = Evaluation(args.checkpoint, args.weights, args.workers, args.residual)
+    evaluation = Evaluation(args.checkpoint, args.weights, args.workers, args.residual,
+                            args.batch_size)
     settings = evaluation.settings
     threshold = read_threshold(args.threshold, evaluation.classes)
     sizes = args.sizes or [settings.image_size]
     dataset = evaluation.load(args.split, args.data, args.root, args.limit)
-    scores = evaluation.scores(dataset, sizes, args.flip)
+    logits = evaluation.logits(dataset, sizes, args.flip)
     if not distributed.is_main():
         return
 
     for warning in label_warnings(dataset, args.split):
         print(warning, file=sys.stderr)
     counts = evaluation.checkpoint["class_counts"]
-    result = metrics(scores, dataset.targets, threshold, args.ap, counts)
+    result = metrics(logits, dataset.targets, threshold_logits(args.threshold, dataset.classes),
+                     args.ap, counts)
     result["what"] = (f"{settings.model} on {args.data or settings.data} {args.split}: "
-                      f"{len(scores)} images, {evaluation.weights} weights, image sizes {sizes}, "
+                      f"{len(logits)} images, {evaluation.weights} weights, image sizes {sizes}, "
                       f"flip {args.flip}, residual {args.residual}, {args.ap} AP, "
                       f"threshold {args.threshold}")
     if (args.data or settings.data) in HAVE_DIFFICULT:
         result["what"] += f", difficult objects {settings.difficult}"
-    result["images"] = len(scores)
+    result["images"] = len(logits)
     result["classes"] = by_class(result, dataset.classes, threshold)
     if args.out:
         with explain_errors(args.out, WRITE_REMEDY):
             Path(args.out).write_text(json.dumps(result))
     if args.scores:
         with explain_errors(args.scores, WRITE_REMEDY), open(args.scores, "wb") as file:
-            np.savez_compressed(file, scores=scores, targets=dataset.targets,
-                                classes=dataset.classes, paths=dataset.paths.tolist())
+            np.savez_compressed(file, scores=probabilities(logits), logits=logits,
+                                targets=dataset.targets, classes=dataset.classes,
+                                paths=dataset.paths.tolist())
     print_table(result)
 
 
@@ -291,9 +312,29 @@ def read_threshold(text, classes):
         return np.broadcast_to(values, len(classes))
 
 
+def threshold_logits(text, classes):
+    """--threshold in logits (K,). A file of tools/thresholds.py has them, too, because the
+    probabilities of a very sure model round to 1. Raises InputError."""
+    thresholds = read_threshold(text, classes).clip(0, 1)
+    if Path(text).is_file():
+        with explain_errors(f"--threshold {text}", "write it again with tools.thresholds"):
+            logits = json.loads(Path(text).read_bytes()).get("logit")
+            if isinstance(logits, dict):
+                logits = [logits[name] for name in classes]
+            if logits is not None:
+                return np.broadcast_to(np.array(logits, float), len(classes))
+    with np.errstate(divide="ignore"):  # at 0 and 1, they are infinite
+        return np.log(thresholds) - np.log1p(-thresholds)
+
+
+def probabilities(logits):
+    """A numpy array of logits -> float64 probabilities."""
+    return torch.from_numpy(logits).double().sigmoid().numpy()
+
+
 def check_output(path, others):
-    """Creates the file that will be written, which must not be one of the others. If it cannot be
-    written, raises InputError before the work starts."""
+    """Tries whether a file can be written, which must not be one of the others. If not, raises
+    InputError before the work starts."""
     if path is None:
         return
     with explain_errors(path, WRITE_REMEDY):
@@ -301,9 +342,12 @@ def check_output(path, others):
             if other and os.path.realpath(path) == os.path.realpath(other):
                 raise FileExistsError("another flag names the same file")
         Path(path).parent.mkdir(parents=True, exist_ok=True)
+        is_new = not Path(path).exists()
         open(path, "a").close()
+        if is_new:
+            os.remove(path)  # if the work fails, no empty file is left
 
 
 if __name__ == "__main__":
-    with distributed.program():
+    with distributed.program(MEMORY_REMEDY):
         main()

@@ -131,9 +131,9 @@ def train(method, settings):
         loss, lr = train_one_epoch(
             network, average, train_loader, normalize, amp_dtype, loss_function, reduction,
             optimizer, schedule, scaler, epoch, settings, progress)
-        scores = predict(reported, monitor_loader, normalize, amp_dtype)  # (N, K)
+        logits = predict(reported, monitor_loader, normalize, amp_dtype)  # (N, K)
         line = {"epoch": epoch + 1, "loss": loss, "lr": lr}
-        line.update(summary(scores, splits[monitor], tail_counts))
+        line.update(summary(logits, splits[monitor], tail_counts))
         line["seconds"] = progress.end_epoch()
         run["history"].append(line)
         is_best = monitor == "val" and best_of(run["history"]) is line
@@ -236,7 +236,8 @@ def test_best_epoch(model, out, history, test_set, counts, settings, normalize, 
     _, state = reported_weights(read_checkpoint(file))
     model.load_state_dict(state)
     test_loader = make_loader(test_set, settings, training=False)
-    result = summary(predict(model, test_loader, normalize, amp_dtype), test_set, counts)
+    logits = predict(model, test_loader, normalize, amp_dtype)  # (N, K)
+    result = summary(logits, test_set, counts)
     result["checkpoint"] = str(file)
     best = best_of(history)
     result["best_mAP_on_val"] = best["mAP"]

@@ -47,8 +47,18 @@ def program(memory_remedy="--accumulate 2 saves memory at the same batch size"):
     except BrokenPipeError:  # what reads the output, such as `head`, has ended
         os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
         sys.exit(1)
+    except ValueError as error:
+        if "Expected more than 1 value per channel" not in str(error):
+            raise
+        sys.exit("error: BatchNorm needs more than one value per channel in each batch: a larger "
+                 "--batch-size, a smaller --accumulate, --drop-last, or --freeze-bn")
     except torch.OutOfMemoryError:
         sys.exit(f"error: out of memory on the device: {memory_remedy}")
+    except RuntimeError as error:
+        if "DataLoader worker" not in str(error):
+            raise
+        sys.exit("error: a loading process was killed, most likely because memory was short: fewer "
+                 "--workers need less")
     finally:
         stop()
 

@@ -105,10 +105,10 @@ def write_log(out, lines):
 # ------------------------------------------------------------------------------------------ results
 
 
-def summary(scores, dataset, class_counts):
-    """The metrics that are logged. mAP is nan if all labels are unknown (VOC 2012's test).
-    class_counts: for head, medium and tail; None leaves them out."""
-    result = logged(metrics(scores, dataset.targets, counts=class_counts))
+def summary(logits, dataset, class_counts):
+    """The metrics that are logged, at probability 0.5. mAP is nan if all labels are unknown (VOC
+    2012's test). class_counts: for head, medium and tail; None leaves them out."""
+    result = logged(metrics(logits, dataset.targets, threshold=0, counts=class_counts))
     if result["mAP"] is None:
         result["mAP"] = math.nan
     return result

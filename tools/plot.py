@@ -66,8 +66,8 @@ def legend_of(runs):
 
 
 def main(argv=None):
-    first_line, _, _ = __doc__.partition("\n")
-    parser = argparse.ArgumentParser(description=first_line, allow_abbrev=False)
+    parser = argparse.ArgumentParser(description="Draws loss, mAP and learning rate of runs.",
+                                     allow_abbrev=False)
     parser.add_argument("runs", nargs="+", metavar="OUT", help="the folder of a run")
     parser.add_argument("--out", metavar="FILE", help="default: plot.png in the first folder")
     args = parser.parse_args(argv)
