@@ -12,7 +12,6 @@ from lib.checkpoint import read_checkpoint, refuse_changed_data
 from lib.distributed import print_once
 from lib.errors import InputError, explain_errors
 from lib.metrics import metrics
-from lib.progress import duration
 from lib.settings import changed_settings
 from readers import HAVE_DIFFICULT
 
@@ -135,7 +134,7 @@ def print_result(result, history, settings):
     """The last lines of a run."""
     epoch = result.get("best_epoch_on_val", len(history))
     print_once(f"test: mAP {result['mAP']:.2f} (all-points AP), {result['weights']} weights of "
-               f"epoch {epoch}, {duration(result['seconds'])}")
+               f"epoch {epoch}, {result['seconds']:.0f} s")
     if settings.data in HAVE_DIFFICULT:
         print_once(f"difficult objects of the test split: {settings.difficult}")
     print_once(f"evaluate with: python eval.py --checkpoint {shlex.quote(result['checkpoint'])}")
