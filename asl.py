@@ -6,8 +6,8 @@ the gradient of cross-entropy.
 The idea. Two rules for negatives only. The easier one is, the less it counts: its loss is weighted
 with p_m^gamma-. And below p = m, the margin, it does not count at all.
 
-    logits z (B, K) -> p = sigmoid(z) --+--> L+ (B, K) --+-- targets y (B, K) --> L (B, K) -> sum
-                                        +-> p_m -> L- ---+
+    logits z (B, K) -> p = sigmoid(z) --+----------> L+ (B, K) --+
+                                        +-> p_m ---> L- (B, K) --+-- targets y --> L (B, K) -> sum
 
     Eq. 1   L_tot = sum over k of L(sigma(z_k), y_k)                  over the labels k
     Eq. 2   L = -y L+ - (1 - y) L-                                    L+ if y = 1, L- if y = 0
@@ -65,10 +65,11 @@ def asymmetric_loss(logits, targets, gamma_neg=4.0, gamma_pos=0.0, margin=0.05, 
     p_m = F.relu(p - margin)  # Eq. 5
     L_pos = F.logsigmoid(z)  # log p
     if margin > 0:
-        L_neg = torch.log((not_p + margin).clamp(1e-30, 1))  # log(1 - p_m)
+        not_p_m = (not_p + margin).clamp(1e-30, 1)  # 1 - p_m = min(1 - p + m, 1), and never 0
+        L_neg = torch.log(not_p_m)
     else:
-        L_neg = F.logsigmoid(-z)  # log(1 - p)
-    if gamma_pos > 0:
+        L_neg = F.logsigmoid(-z)  # log(1 - p), exact for large z, too
+    if gamma_pos > 0:  # else the weight is 1
         L_pos = focusing_weight(not_p, gamma_pos, detach) * L_pos  # Eq. 4
     if gamma_neg > 0:
         L_neg = focusing_weight(p_m, gamma_neg, detach) * L_neg  # Eq. 6, 7
@@ -286,7 +287,7 @@ HELP = {  # keyword argument -> its text in --help
 # `schedule_epochs` is the length of the learning rate's schedule; training stops earlier, after
 # `epochs`. 18 is inferred from public logs of Query2Label with this backbone and schedule, where
 # the EMA is best near the schedule's peak (epoch 16) and falls from there.
-COCO = {
+COCO = {  # mean 0 and std 1: inputs stay in [0, 1], as released
     "backbone": "tresnet_l.miil_in1k", "pretrained": True, "image_size": 448,
     "mean": (0., 0., 0.), "std": (1., 1., 1.), "augment": ("cutout", "randaugment"),
     "optimizer": "adam", "lr": 1e-4, "weight_decay": 1e-4, "schedule": "onecycle",
@@ -349,8 +350,8 @@ RECIPES = {  # the first is the default
 #   it, and fp16 on older GPUs (--amp off: float32).
 # - Image size: 224 px by default in the released script, 448 px in the paper. Here: 448, and 240 on
 #   NUS-WIDE, as ASL's author says (the released table says 448).
-# - VOC: ASL released no code for it. Here, difficult objects are negative at test time, as in the
-#   loader that Query2Label uses; for ASL's figure, this is an inference.
+# - VOC: ASL released no code for it. Here, difficult objects are negative at test time, as in
+#   SSGRL's loader and a port of Query2Label to VOC; for ASL's figure, this is an inference.
 # - CF1: the released script averages the F1 of the classes, at threshold 0.8. Here, as in the
 #   papers' tables, it is the F1 of the mean precision and the mean recall, at 0.5.
 # - Inputs: in [0, 1], not normalized with mean and std, as released.
