@@ -40,6 +40,7 @@ Run: python asl.py                              synthetic scenes on a CPU: 99.1 
 More: what differs from the paper and from the released code stands at the end of this file.
 To copy: the losses need only torch (leave out the import of timm).
 """
+import math
 from functools import partial
 
 import timm
@@ -61,16 +62,14 @@ def asymmetric_loss(logits, targets, gamma_neg=4.0, gamma_pos=0.0, margin=0.05, 
         raise ValueError(f"margin={margin}: it must be in [0, 1)")
     z = at_least_float32(logits)
     p = torch.sigmoid(z)
-    not_p = torch.sigmoid(-z)  # 1 - p, without the rounding of p to 1
     p_m = F.relu(p - margin)  # Eq. 5
     L_pos = F.logsigmoid(z)  # log p
-    if margin > 0:
-        not_p_m = (not_p + margin).clamp(1e-30, 1)  # 1 - p_m = min(1 - p + m, 1), and never 0
-        L_neg = torch.log(not_p_m)
+    if margin >= 1e-3:
+        L_neg = torch.log(1 - p_m)
     else:
-        L_neg = F.logsigmoid(-z)  # log(1 - p), exact for large z, too
+        L_neg = log_not_p_m(z, margin)  # where p rounds to 1, 1 - p_m would be 0
     if gamma_pos > 0:  # else the weight is 1
-        L_pos = focusing_weight(not_p, gamma_pos, detach) * L_pos  # Eq. 4
+        L_pos = focusing_weight(torch.sigmoid(-z), gamma_pos, detach) * L_pos  # Eq. 4
     if gamma_neg > 0:
         L_neg = focusing_weight(p_m, gamma_neg, detach) * L_neg  # Eq. 6, 7
     known = (targets >= 0).to(z.dtype)
@@ -78,6 +77,15 @@ def asymmetric_loss(logits, targets, gamma_neg=4.0, gamma_pos=0.0, margin=0.05, 
     not_y = known - y  # 1 - y; both are 0 where unknown
     loss = -y * L_pos - not_y * L_neg  # Eq. 2
     return reduced(loss, targets, reduction)
+
+
+def log_not_p_m(z, margin):
+    """log(1 - p_m) for a margin of 0, or near 0."""
+    log_not_p = F.logsigmoid(-z)
+    if margin == 0:
+        return log_not_p
+    log_margin = torch.full_like(z, math.log(margin))
+    return torch.logaddexp(log_not_p, log_margin).clamp(max=0)  # 1 - p_m = min(1 - p + m, 1)
 
 
 def focusing_weight(base, gamma, detach):

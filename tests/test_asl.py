@@ -264,7 +264,7 @@ def test_class_counts_of_another_length_are_errors(class_freq):
         asl.distribution_balanced_loss(torch.randn(4, 5), torch.zeros(4, 5), class_freq)
 
 
-@pytest.mark.parametrize("margin", [1e-6, 1e-8, 1e-20, 1e-45])
+@pytest.mark.parametrize("margin", [2e-3, 1e-3, 9e-4, 1e-6, 1e-8, 1e-20, 1e-45, 5e-324])
 @pytest.mark.parametrize("detach", [True, False])
 def test_tiny_margins(margin, detach):
     """In float32, 1 - p_m would round to 0. The right value is that of 1 - p + m in float64."""
@@ -275,9 +275,8 @@ def test_tiny_margins(margin, detach):
         assert gradient.isfinite().all()
         for k, logit in enumerate(z.tolist()):
             not_p_m = min(1 / (1 + math.exp(logit)) + margin, 1)
-            if not_p_m > 1e-30:
-                expected = -(1 - not_p_m) ** gamma * math.log(not_p_m)
-                assert each[k].item() == pytest.approx(expected, rel=1e-5, abs=1e-7)
+            expected = -(1 - not_p_m) ** gamma * math.log(not_p_m)
+            assert each[k].item() == pytest.approx(expected, rel=1e-5, abs=1e-7)
 
 
 @pytest.mark.parametrize("gamma", [0.5, 0, 1, 2])
