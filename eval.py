@@ -16,7 +16,6 @@ from pathlib import Path
 import numpy as np
 import torch
 import torch.nn.functional as F
-from torch import nn
 
 from data import HAVE_DIFFICULT, Dataset, Normalize, label_warnings, load, make_loader
 from lib import distributed
@@ -97,25 +96,6 @@ def at_size(model, size):
     return model
 
 
-class Residual(nn.Module):
-    """CSRA's test-time trick: the mean class score of the cells + lam x the highest. For models
-    with a linear classifier on the mean feature: asl.py's, and csra.py's without attention."""
-
-    def __init__(self, model, lam):
-        super().__init__()
-        self.model = model
-        self.lam = lam
-        self.csra = import_method("csra")
-
-    def forward(self, images):
-        if isinstance(self.model, self.csra.CSRA):
-            s = self.model.head.scores(self.model.features(images))  # (B, heads, K, HW)
-        else:
-            _, maps = self.model.attention(images)  # class scores (B, K, H, W)
-            s = maps.flatten(2).unsqueeze(1)  # (B, 1, K, HW): one head
-        return self.csra.residual(s, self.lam).sum(1)  # over heads
-
-
 class Evaluation:
     """The model of a checkpoint, and the data for the classes that the model knows."""
 
@@ -129,14 +109,12 @@ class Evaluation:
         self.settings.workers = workers
         if batch_size is not None:
             self.settings.batch_size = batch_size
-        self.weights, state = reported_weights(self.checkpoint, weights)
-        self.model = model_of(self.checkpoint, state, path)
         self.residual = residual
         if residual is not None:
-            lam = getattr(self.settings, "lam", 0)  # of csra
-            if self.settings.model not in ("asl", "csra") or lam != 0:
-                raise InputError("--residual needs a pooled linear classifier: asl's, or that of "
-                                 "csra --lam 0")
+            with explain_errors("--residual", "leave it out"):
+                import_method("csra").check_residual(self.settings)
+        self.weights, state = reported_weights(self.checkpoint, weights)
+        self.model = model_of(self.checkpoint, state, path)
 
     def load(self, split, name=None, root=None, limit=0):
         """A split of the data set `name`, by default the one trained on. Its columns are put into
@@ -173,7 +151,7 @@ class Evaluation:
             loader = make_loader(dataset, settings, training=False)
             model = at_size(self.model, size)
             if self.residual is not None:
-                model = Residual(model, self.residual)
+                model = import_method("csra").Residual(model, self.residual)
             model.to(self.device, memory_format=torch.channels_last)
             views.append(torch.from_numpy(predict(model, loader, normalize, amp_dtype, flip)))
         return logit_of_mean(torch.stack(views)).numpy()

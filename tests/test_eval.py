@@ -16,14 +16,13 @@ import asl
 import data
 import eval as evaluation
 from data import InputError
-from lib import heatmaps
 from lib import metrics as metrics_file
 from lib.metrics import KINDS, average_precision, metrics
 from lib.models import build_model
 from lib.settings import read_command_line
 from readers import voc
 from readers.scenes import draw as draw_scene
-from tools import predict, thresholds, voc_server
+from tools import heatmaps, predict, thresholds, voc_server
 from tools.thresholds import best_threshold
 
 

@@ -20,7 +20,7 @@ def test_each_equation_has_its_mark(name, figures):
     """The equations of a file's header, the marks in its code, and README's table are the same."""
     text = (ROOT / f"{name}.py").read_text("utf-8")
     header, code = text.split('"""', 2)[1:]
-    equations = re.findall(r"^    \((\d+)\) ", header, re.MULTILINE)
+    equations = re.findall(r"^    Eq\. (\d+) ", header, re.MULTILINE)
     marks = [number for group in re.findall(r"# Eq\. ([\d, ]*\d)", code) for number in group.split(", ")]
     assert len(equations) >= 4 and sorted(marks) == sorted(set(marks)) == sorted(equations)
     assert re.findall(r"# Fig\. (\d)", code) == figures

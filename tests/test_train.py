@@ -131,7 +131,7 @@ def test_epochs_alone_end_the_schedule():
 
 
 @pytest.mark.parametrize("model, flags, keywords", [
-    ("asl", ("--clip", 0), {"clip": 0.0}), ("asl", ("--gamma-neg", 0), {"gamma_neg": 0.0}),
+    ("asl", ("--margin", 0), {"margin": 0.0}), ("asl", ("--gamma-neg", 0), {"gamma_neg": 0.0}),
     ("asl", ("--no-detach",), {"detach": False}),
     ("q2l", ("--gamma-neg", 1, "--data", "scenes"), {"gamma_neg": 1.0}),
     pytest.param("cprfl", ("--margin", 0.2, "--data", "scenes"), {"margin": 0.2},
