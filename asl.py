@@ -1,10 +1,11 @@
-"""ASL, the asymmetric loss (Ridnik et al., ICCV 2021, arXiv 2009.14119), and the baseline model.
+"""ASL, the asymmetric loss (Ridnik et al., ICCV 2021, arXiv 2009.14119). Also: the baseline model
+that all papers compare with, and the losses of --loss (cross-entropy, focal, distribution-balanced).
 
 The problem. Of 80 labels, an image has about 3. The other 77 are negatives, most of them easy, but
 there are so many that they drown the positives: with all probabilities at 0.5, they make 96 % of
 the gradient of cross-entropy.
 The idea. Two rules for negatives only. The easier one is, the less it counts: its loss is weighted
-with p_m^gamma-. And below p = m, the margin, it does not count at all.
+with a power of its probability. If its probability is below a margin, it does not count at all.
 
     logits z (B, K) -> p = sigmoid(z) --+----------> L+ (B, K) --+
                                         +-> p_m ---> L- (B, K) --+-- targets y --> L (B, K) -> sum
@@ -18,27 +19,29 @@ with p_m^gamma-. And below p = m, the margin, it does not count at all.
     Eq. 7   L+ = (1 - p)^gamma+ log p,    L- = p_m^gamma- log(1 - p_m)   ASL
 
 With gamma+ = gamma- = m = 0, ASL is cross-entropy. As gamma- grows, only negatives with p near 1
-count; with m near 1, none. The defaults are the paper's: gamma+ 0 (positives as in cross-entropy),
-gamma- 4, m 0.05.
+count; with m near 1, none. The defaults of gamma+ (0: positives as in cross-entropy), gamma- (4) and
+m (0.05) are the paper's.
+
+One default is not: the paper's Eq. 8, the slope, differentiates the weight p_m^gamma-, too
+(detach=False). The released code takes the weight as a constant, and so does this file
+(detach=True). It is not known with which of the two the paper's figures were made.
 
 An example: the slope dL/dz at a negative label.
 
     p                    0.05    0.30    0.50    0.90    0.99
     cross-entropy        0.050   0.300   0.500   0.900   0.990
     focal loss, gamma 2  0.000   0.072   0.298   1.102   1.061
-    ASL                  0.000   0.001   0.019   0.313   0.129
+    ASL, detach=True     0.000   0.001   0.019   0.313   0.129
     ASL, detach=False    0.000   0.005   0.073   0.733   0.221
 
 Easy negatives vanish. Near p = 1, the slope falls again: such a negative is often a positive whose
-label is missing, and it is not forced down. With 3 positives and 77 negatives at p = 0.5, the
-negatives make 49 % of the gradient.
-The paper's slope, its Eq. 8, differentiates the weight p_m^gamma-, too: detach=False. The released
-code by default takes the weight as a constant, and so does this file.
+label is missing, so it is pushed less than one at 0.9. With 3 positives and 77 negatives at p = 0.5,
+the negatives now make 49 % of the gradient (detach=False: 79 %).
 
 Run: python asl.py                              synthetic scenes on a CPU: 99.1 mAP
      python asl.py --data coco2014 --root ROOT  the paper has 86.6 mAP; not run here
 More: what differs from the paper and from the released code stands at the end of this file.
-To copy: the losses need only torch (leave out the import of timm).
+To copy: asymmetric_loss and the functions from there to the baseline need only torch and math.
 """
 import math
 from functools import partial
@@ -51,11 +54,12 @@ from torch import nn
 
 def asymmetric_loss(logits, targets, gamma_neg=4.0, gamma_pos=0.0, margin=0.05, detach=True,
                     reduction="sum"):
-    """logits, targets (B, K). Targets are in [0, 1], weighted as in Eq. 2 (soft labels, mixup), or
+    """logits, targets (B, K). A target y is 1, 0, in between (a soft label, weighted as in Eq. 2) or
     -1 (unknown), which is ignored; this is not checked.
 
     `margin`: m, in [0, 1). `detach`: weights without gradient, unlike the paper's. `reduction`:
-    sum, mean (over the known entries) or none. Raises ValueError.
+    sum, as released; mean, over the known entries; or none. A sum needs another learning rate and
+    weight decay than a mean, unless the optimizer is AdamW. Raises ValueError.
     """
     check_shapes(logits, targets)
     if not 0 <= margin < 1:
@@ -64,14 +68,11 @@ def asymmetric_loss(logits, targets, gamma_neg=4.0, gamma_pos=0.0, margin=0.05, 
     p = torch.sigmoid(z)
     p_m = F.relu(p - margin)  # Eq. 5
     L_pos = F.logsigmoid(z)  # log p
-    if margin >= 1e-3:
-        L_neg = torch.log(1 - p_m)
-    else:
-        L_neg = log_not_p_m(z, margin)  # where p rounds to 1, 1 - p_m would be 0
+    L_neg = log_not_p_m(z, margin)
     if gamma_pos > 0:  # else the weight is 1
-        L_pos = focusing_weight(torch.sigmoid(-z), gamma_pos, detach) * L_pos  # Eq. 4
+        L_pos = focusing_weight(torch.sigmoid(-z), gamma_pos, detach) * L_pos  # Eq. 4, L+
     if gamma_neg > 0:
-        L_neg = focusing_weight(p_m, gamma_neg, detach) * L_neg  # Eq. 6, 7
+        L_neg = focusing_weight(p_m, gamma_neg, detach) * L_neg  # Eq. 6, 7: L-, and 7 has the L+ of 4
     known = (targets >= 0).to(z.dtype)
     y = targets.to(z.dtype).clamp(min=0)
     not_y = known - y  # 1 - y; both are 0 where unknown
@@ -80,8 +81,8 @@ def asymmetric_loss(logits, targets, gamma_neg=4.0, gamma_pos=0.0, margin=0.05, 
 
 
 def log_not_p_m(z, margin):
-    """log(1 - p_m) for a margin of 0, or near 0."""
-    log_not_p = F.logsigmoid(-z)
+    """log(1 - p_m), finite even where p rounds to 1."""
+    log_not_p = F.logsigmoid(-z)  # log(1 - p)
     if margin == 0:
         return log_not_p
     log_margin = torch.full_like(z, math.log(margin))
@@ -109,7 +110,7 @@ def reduced(loss, targets, reduction):
 
 
 def check_shapes(logits, targets):
-    """Without it, targets (B, 1) or (K,) would give the loss of other targets."""
+    """Without it, targets (B, 1) or (K,) would be broadcast without a word."""
     if logits.shape != targets.shape:
         raise ValueError(f"logits {tuple(logits.shape)}, targets {tuple(targets.shape)}: both must "
                          "be (B, K)")
@@ -118,90 +119,6 @@ def check_shapes(logits, targets):
 def at_least_float32(x):
     """Half precision becomes float32; float64 stays."""
     return x.to(torch.promote_types(x.dtype, torch.float32))
-
-
-# ------------------------ other losses: --loss bce|focal|db; logits, targets and reduction as above
-
-
-def binary_cross_entropy(logits, targets, reduction="sum"):
-    """Cross-entropy: no weights, no margin."""
-    return asymmetric_loss(logits, targets, gamma_neg=0, gamma_pos=0, margin=0,
-                           reduction=reduction)
-
-
-def focal_loss(logits, targets, gamma=2, reduction="sum"):
-    """One gamma, no margin; weights with gradient, as in Lin et al., ICCV 2017."""
-    return asymmetric_loss(logits, targets, gamma_neg=gamma, gamma_pos=gamma, margin=0,
-                           detach=False, reduction=reduction)  # Eq. 3
-
-
-def distribution_balanced_loss(logits, targets, class_freq, num_images=None, alpha=0.1, beta=10.0,
-                               mu=0.3, kappa=0.05, lam=5.0, gamma=2, reduction="mean"):
-    """DB loss (Wu et al., ECCV 2020, arXiv 2007.09654), for long-tailed data: rare classes count
-    more, and negatives stop counting sooner, first those of rare classes. That paper's numbers:
-
-        DB 4   r-hat = alpha + sigmoid(beta (r - mu))    the weight; r: see rebalanced_weight
-        DB 7   positive: softplus(-(z - nu)); negative: softplus(lam (z - nu)) / lam
-        DB 9   nu = -kappa log(prior / (1 - prior))      above 0 for rare classes
-        DB 10  r-hat times DB 7                          this number is not checked against the PDF
-
-    class_freq (K,): training images per class. num_images: of the training split; by default the
-    sum of class_freq, which counts an image once for each label. gamma > 0: the focal variant,
-    DB-focal, which published tables use (here without the released constant factor 2); 0: DB loss.
-    """
-    check_shapes(logits, targets)
-    z = at_least_float32(logits)
-    class_freq = torch.as_tensor(class_freq, dtype=z.dtype, device=z.device)
-    if class_freq.shape != logits.shape[1:]:
-        raise ValueError(f"class_freq {tuple(class_freq.shape)}: a number of images for each class "
-                         f"of logits {tuple(logits.shape)} is needed")
-    if num_images is None:
-        num_images = class_freq.sum()
-    prior = class_freq.clamp(min=1) / num_images
-    # DB 9, as released: with / lam. The paper has none, and its author calls it a bug.
-    nu = -kappa / lam * torch.logit(prior, eps=1e-6)
-    z = z - nu
-    bce_pos = F.softplus(-z)
-    bce_neg = F.softplus(lam * z) / lam  # DB 7
-    bce_pos = focusing_weight(torch.sigmoid(-z), gamma, detach=False) * bce_pos
-    bce_neg = focusing_weight(torch.sigmoid(lam * z), gamma, detach=False) * bce_neg
-    r_hat = rebalanced_weight(targets, class_freq, alpha, beta, mu)
-    known = (targets >= 0).to(z.dtype)
-    y = targets.to(z.dtype).clamp(min=0)
-    not_y = known - y  # 1 - y; both are 0 where unknown
-    loss = r_hat * (y * bce_pos + not_y * bce_neg)  # DB 10
-    return reduced(loss, targets, reduction)
-
-
-def rebalanced_weight(targets, class_freq, alpha, beta, mu):
-    """r-hat (B, K), in [alpha, alpha + 1], from r = P^C / P^I.
-
-    Imagine drawing a class uniformly, then one of its images. P^C = 1 / n_k is the chance of one
-    image of class k, if k is drawn. P^I is the sum of 1 / n over the classes that an image has. The
-    ratio is used for all K classes, as released.
-    """
-    p_class = 1 / class_freq.clamp(min=1)  # P^C = 1 / (K n_k); K cancels
-    y = targets.to(p_class.dtype).clamp(min=0)  # unknown: 0
-    p_image = (y * p_class).sum(1, keepdim=True)  # P^I: the sum over the image's labels
-    # An image without labels: p_image is 0, the ratio infinite, the sigmoid 1.
-    return alpha + torch.sigmoid(beta * (p_class / p_image - mu))  # DB 4
-
-
-DB_SETTINGS = {  # published
-    "voc-lt": {"mu": 0.3, "lam": 5.0},
-    "coco-lt": {"mu": 0.2, "lam": 2.0},
-}
-
-
-def loss_by_name(name, class_freq, num_images, data, reduction="mean"):
-    """The loss of --loss asl|focal|bce|db, for any method. `reduction`: that of the method's own
-    loss, because weight decay and clipping are chosen for its scale."""
-    if name == "db":
-        settings = DB_SETTINGS.get(data, {})
-        return partial(distribution_balanced_loss, class_freq=class_freq, num_images=num_images,
-                       reduction=reduction, **settings)
-    losses = {"asl": asymmetric_loss, "focal": focal_loss, "bce": binary_cross_entropy}
-    return partial(losses[name], reduction=reduction)
 
 
 # -------------------------------- the baseline: the usual classifier, with which all papers compare
@@ -229,17 +146,106 @@ class Baseline(nn.Module):
         return feature_map(self.backbone, images)
 
     def classify(self, x):
-        """(..., d) -> (..., K), in float32 even under autocast: in bfloat16, logits would tie."""
+        """(..., d) -> (..., K), in float32 even under autocast: bfloat16 would tie logits, which AP
+        has to rank."""
         weight = at_least_float32(self.head.weight)
         bias = at_least_float32(self.head.bias)
         with torch.autocast(x.device.type, enabled=False):
             return F.linear(at_least_float32(x), weight, bias)
 
     def attention(self, images):
-        """Logits (B, K) and class activation maps (B, K, H, W), whose means are the logits."""
+        """Logits (B, K) and, as there is no attention to show, class activation maps (B, K, H, W),
+        whose means are the logits."""
         x = self.features(images)
         maps = self.classify(x.permute(0, 2, 3, 1)).permute(0, 3, 1, 2)
         return maps.mean((2, 3)), maps
+
+
+# ------------------------ other losses: --loss bce|focal|db; logits, targets and reduction as above
+
+
+def binary_cross_entropy(logits, targets, reduction="sum"):
+    """Cross-entropy: no weights, no margin."""
+    return asymmetric_loss(logits, targets, gamma_neg=0, gamma_pos=0, margin=0,
+                           reduction=reduction)
+
+
+def focal_loss(logits, targets, gamma=2, reduction="sum"):
+    """One gamma, no margin; weights with gradient, as in Lin et al., ICCV 2017."""
+    return asymmetric_loss(logits, targets, gamma_neg=gamma, gamma_pos=gamma, margin=0,
+                           detach=False, reduction=reduction)  # Eq. 3
+
+
+def distribution_balanced_loss(logits, targets, class_freq, num_images=None, alpha=0.1, beta=10.0,
+                               mu=0.3, kappa=0.05, lam=5.0, gamma=2, reduction="mean"):
+    """DB loss (Wu et al., ECCV 2020, arXiv 2007.09654), for long-tailed data. Rare classes count
+    more (r-hat), and easy negatives less (lam), above all those of rare classes (nu). That paper's
+    equations, where n_k is the number of images with class k and prior_k = n_k / num_images:
+
+        DB 4   r-hat = alpha + sigmoid(beta (r - mu))    r, how rare k is: see rebalanced_weight
+        DB 7   positive: softplus(-(z - nu)); negative: softplus(lam (z - nu)) / lam
+        DB 9   nu = -kappa log(prior / (1 - prior))      above 0 for rare classes
+        DB 10  r-hat times DB 7                          this number is not checked against the PDF
+
+    class_freq (K,): training images per class. num_images: of the training split; by default the
+    sum of class_freq, which counts an image once for each label. gamma > 0: the focal variant,
+    DB-focal, which published tables use (here without the released constant factor 2); 0: DB loss.
+    """
+    check_shapes(logits, targets)
+    z = at_least_float32(logits)
+    class_freq = torch.as_tensor(class_freq, dtype=z.dtype, device=z.device)
+    if class_freq.shape != logits.shape[1:]:
+        raise ValueError(f"class_freq {tuple(class_freq.shape)}: a number of images for each class "
+                         f"of logits {tuple(logits.shape)} is needed")
+    if num_images is None:
+        num_images = class_freq.sum()
+    prior = class_freq.clamp(min=1) / num_images
+    # DB 9, as released: / lam. The paper has none, and its author calls it a bug; it is kept so that
+    # results compare with those of the released code.
+    nu = -kappa / lam * torch.logit(prior, eps=1e-6)
+    z = z - nu
+    bce_pos = F.softplus(-z)
+    bce_neg = F.softplus(lam * z) / lam  # DB 7
+    bce_pos = focusing_weight(torch.sigmoid(-z), gamma, detach=False) * bce_pos
+    bce_neg = focusing_weight(torch.sigmoid(lam * z), gamma, detach=False) * bce_neg
+    r_hat = rebalanced_weight(targets, class_freq, alpha, beta, mu)
+    known = (targets >= 0).to(z.dtype)
+    y = targets.to(z.dtype).clamp(min=0)
+    not_y = known - y  # 1 - y; both are 0 where unknown
+    loss = r_hat * (y * bce_pos + not_y * bce_neg)  # DB 10
+    return reduced(loss, targets, reduction)
+
+
+def rebalanced_weight(targets, class_freq, alpha, beta, mu):
+    """r-hat (B, K), in [alpha, alpha + 1], from r = P^C / P^I.
+
+    Imagine drawing a class uniformly, then one of its images. Up to a factor 1 / K, which cancels,
+    P^C = 1 / n_k is the chance that one image is drawn for class k, and P^I, the sum of 1 / n over
+    the classes that the image has, that it is drawn at all. As released, the ratio is also used for
+    the classes that the image does not have.
+    """
+    p_class = 1 / class_freq.clamp(min=1)  # P^C
+    y = targets.to(p_class.dtype).clamp(min=0)  # unknown: 0
+    p_image = (y * p_class).sum(1, keepdim=True)  # P^I: the sum over the image's labels
+    # An image without labels: p_image is 0, the ratio infinite, the sigmoid 1.
+    return alpha + torch.sigmoid(beta * (p_class / p_image - mu))  # DB 4
+
+
+DB_SETTINGS = {  # published
+    "voc-lt": {"mu": 0.3, "lam": 5.0},
+    "coco-lt": {"mu": 0.2, "lam": 2.0},
+}
+
+
+def loss_by_name(name, class_freq, num_images, data, reduction="mean"):
+    """The loss of --loss asl|focal|bce|db, for any method. `reduction`: that of the method's own
+    loss, because weight decay and clipping are chosen for its scale."""
+    if name == "db":
+        settings = DB_SETTINGS.get(data, {})
+        return partial(distribution_balanced_loss, class_freq=class_freq, num_images=num_images,
+                       reduction=reduction, **settings)
+    losses = {"asl": asymmetric_loss, "focal": focal_loss, "bce": binary_cross_entropy}
+    return partial(losses[name], reduction=reduction)
 
 
 # -------------------------------------------------------------------------------- what surrounds it
@@ -279,11 +285,12 @@ def param_groups(model, lr, weight_decay, head_lr=1.0):
     return groups
 
 
-build = Baseline  # for train.py, as are all names below
+# All names below are for train.py, whose head says what each one is.
+build = Baseline
 loss = asymmetric_loss
 REDUCTION = "sum"  # what `loss` does over the batch
 HELP = {  # keyword argument -> its text in --help
-    "gamma_neg": "gamma-: the larger, the less easy negatives count; 0: all count alike",
+    "gamma_neg": "gamma-: the larger it is, the less do easy negatives count; 0: as in cross-entropy",
     "gamma_pos": "gamma+: the same for positives",
     "margin": "m: a negative whose probability is below it does not count; 0: no margin",
     "detach": "weights without gradient, as released; the paper's have one",

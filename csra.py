@@ -3,15 +3,17 @@
 The problem. The usual classifier averages the feature map over its cells, then scores the average.
 A bottle that fills one cell of 49 is averaged away.
 The idea. Let each class look where it scores high, and add what it sees there, times lambda, to the
-average. With lambda = 0, this is the usual classifier.
+average. With lambda = 0, this is the usual classifier (without a bias).
 
     images (B, 3, h, w) -> backbone -> x (B, d, H, W) -> scores of the cells, y_raw (B, K, HW)
     y_raw -> mean over the cells (B, K) ---------------------------------+
     y_raw -> mean over the cells, weighted by s (B, K) -- times lambda --+--> y (B, K)
 
 B images, K classes, H x W cells. x_j (d) is the feature of cell j. m_i (d) is the classifier of
-class i: no bias, divided by its length |m_i|. y_raw is x_j . m_i for each i and j.
+class i. As in the paper, it has no bias and is divided by its length |m_i|: mAP hardly changes, but
+training converges faster (Table 8). y_raw is x_j . m_i for each i and j.
 
+    Eq. 1   x = phi(I)                                the feature map of image I: the backbone
     Eq. 2   s^i_j = softmax over j of T (x_j . m_i)   where class i looks; T: how sharply
     Eq. 3   a^i = sum_j s^i_j x_j                     what class i sees there
     Eq. 4   g = mean_j x_j                            what all classes see
@@ -21,16 +23,22 @@ class i: no bias, divided by its length |m_i|. y_raw is x_j . m_i for each i and
     Eq. 8   y^i = mean_j (x_j . m_i) + lambda sum_j s^i_j (x_j . m_i)
 
 Eq. 8 is still the same: m_i . (a sum of features) is the sum of their scores. So the code pools the
-scores (B, K, HW) and never makes the features f (B, K, d). With several heads (Section 3.4), each
-has its own m and T, and their logits y are added. T in the paper is above 0; T = infinity, the
-limit, takes the maximum. (Eq. 2 to 6 and 3.4: these numbers are not checked against the PDF.)
+scores (B, K, HW) and never makes the features f (B, K, d). At T = 0, all cells count alike, and the
+attended score is the mean; T = infinity, the limit of a growing T, takes the maximum. With several
+heads (Section 3.4), each has its own m and T, and their logits y are added.
 
 An example: one class, four cells. A small object scores 4 0 0 0 and haze scores 1 1 1 1. Both
-average 1, so the usual classifier says p = 0.73 to both. The attended score m . a, and y for T = 1:
+average 1, so the usual classifier says p = 0.73 to both. The attended score m . a tells them apart:
 
-    T                0      1      2      infinity       lambda   0      0.1    1
-    object           1.00   3.79   4.00   4.00           object   1.00   1.38   4.79
-    haze             1.00   1.00   1.00   1.00           haze     1.00   1.10   2.00
+    T                0      1      2      infinity
+    object           1.00   3.79   4.00   4.00
+    haze             1.00   1.00   1.00   1.00
+
+and so does y, here with T = 1:
+
+    lambda           0      0.1    1
+    object           1.00   1.38   4.79
+    haze             1.00   1.10   2.00
 
 Flat scores need a larger T: in 0.5 0 0 0, the weight s of the first cell is 0.35 at T = 1, 0.71 at
 T = 4 and 0.92 at T = 7.
@@ -38,7 +46,7 @@ T = 4 and 0.92 at T = 7.
 Run: python csra.py                             synthetic scenes on a CPU: 99.8 mAP in 1 to 2.5 min
      python csra.py --data voc2007 --root ROOT  the paper has 94.7 mAP; not run here
 More: what differs from the paper and from the released code stands at the end of this file.
-To copy: CSRAHead and the functions that it calls need only torch (leave out the import of timm).
+To copy: TEMPERATURES, CSRAHead, spatial_attention and at_least_float32 need only torch.
 """
 import math
 
@@ -61,7 +69,8 @@ class CSRAHead(nn.Module):
     """Logits (B, K) from feature maps (B, d, H, W).
 
     `heads`: 1, 2, 4, 6 or 8. Several, because no T suits all classes: some are seen best in one
-    cell, others in many. `lam`: lambda. Raises ValueError, for features of another shape, too.
+    cell, others in many. `lam`: lambda. The defaults are the paper's for VOC 2007. Raises ValueError
+    for another number of heads, or if x is not such a map.
     """
 
     def __init__(self, dim, num_classes, heads=1, lam=0.1):
@@ -110,6 +119,11 @@ def spatial_attention(y_raw, T):
     return torch.softmax(T * y_raw, dim=-1)  # Eq. 2
 
 
+def at_least_float32(x):
+    """Half precision becomes float32; float64 stays."""
+    return x.to(torch.promote_types(x.dtype, torch.float32))
+
+
 class CSRA(nn.Module):
     """Images (B, 3, image_size, image_size) -> logits (B, K): backbone and head.
 
@@ -126,7 +140,7 @@ class CSRA(nn.Module):
         return self.head(self.features(images))
 
     def features(self, images):
-        return feature_map(self.backbone, images)  # (B, d, H, W)
+        return feature_map(self.backbone, images)  # Eq. 1: (B, d, H, W)
 
     def attention(self, images):
         """Logits (B, K) and the attention maps (B, heads, K, H, W)."""
@@ -137,8 +151,8 @@ class CSRA(nn.Module):
 def loss(logits, targets):
     """Binary cross-entropy, the mean over the known entries.
 
-    logits, targets (B, K). Targets are in [0, 1], as y log p + (1 - y) log(1 - p) takes them (soft
-    labels, mixup), or -1 (unknown); this is not checked. Another shape: ValueError.
+    logits, targets (B, K). A target y is 1, 0, in between (a soft label: the losses of 1 and 0 are
+    weighted with y and 1 - y) or -1 (unknown); this is not checked. Another shape: ValueError.
     """
     if logits.shape != targets.shape:
         raise ValueError(f"logits {tuple(logits.shape)}, targets {tuple(targets.shape)}: both must "
@@ -151,7 +165,8 @@ def loss(logits, targets):
 
 
 # ------------------------------------------ Fig. 1: at test time only, on a model without attention
-# This is one head with T = infinity, but its classifier was trained on the average alone.
+# This is one head with T = infinity, but its classifier was trained on the average alone. No training
+# uses it; `python eval.py --residual LAMBDA` does.
 
 
 def residual(y_raw, lam):
@@ -174,24 +189,19 @@ class Residual(nn.Module):
         if isinstance(self.model, CSRA):
             y_raw = self.model.head.scores(self.model.features(images))  # (B, heads, K, HW)
         else:
-            _, maps = self.model.attention(images)  # class scores (B, K, H, W)
+            _, maps = self.model.attention(images)  # asl.py's gives class scores (B, K, H, W)
             y_raw = maps.flatten(2).unsqueeze(1)  # (B, 1, K, HW): one head
         return residual(y_raw, self.lam).sum(1)  # over heads
 
 
 def check_residual(settings):
-    """Raises ValueError if `Residual` does not fit the model of a checkpoint's settings."""
+    """Raises ValueError if `Residual` does not fit the model that a run's settings describe."""
     if settings.model == "asl" or (settings.model == "csra" and settings.lam == 0):
         return
     raise ValueError("it needs a pooled linear classifier, asl's or that of csra --lam 0")
 
 
 # -------------------------------------------------------------------------------- what surrounds it
-
-
-def at_least_float32(x):
-    """Half precision becomes float32; float64 stays."""
-    return x.to(torch.promote_types(x.dtype, torch.float32))
 
 
 def timm_backbone(name, pretrained, image_size, output_stride):
@@ -207,7 +217,7 @@ def timm_backbone(name, pretrained, image_size, output_stride):
 def feature_map(backbone, images):
     """(B, 3, h, w) -> (B, d, H, W), from NCHW (ResNet), NHWC (Swin) or tokens (ViT)."""
     x = backbone.forward_features(images)
-    if x.ndim == 3:  # tokens (B, prefix + HW, d); the paper drops class and register tokens
+    if x.ndim == 3:  # tokens (B, prefix + HW, d); the prefix, such as the class token, is dropped
         grid = backbone.patch_embed.dynamic_feat_size(images.shape[-2:])
         x = x[:, backbone.num_prefix_tokens:]
         x = x.transpose(1, 2).unflatten(2, grid)
@@ -227,7 +237,8 @@ def param_groups(model, lr, weight_decay, head_lr=10.0):
     return [backbone, head]
 
 
-build = CSRA  # for train.py, as are all names below
+# All names below are for train.py, whose head says what each one is.
+build = CSRA
 REDUCTION = "mean"  # what `loss` does over the batch
 HELP = {  # keyword argument -> its text in --help
     "heads": "attention heads, each with a temperature of its own: 1, 2, 4, 6 or 8",
@@ -278,6 +289,7 @@ RECIPES = {  # the first is the default
 # - COCO with ResNet-101: the paper has 83.5 mAP; with how many heads is not known here. The
 #   released checkpoint has 4 heads and 83.3 mAP, the released command 6. Here: 4, lambda 0.5.
 # - WIDER: 89.0 mAP is the figure of the released checkpoint.
+# - The numbers of Eq. 1 to 6 and of Section 3.4 are not checked against the PDF.
 # - Reported epoch: the released script prints every epoch and picks none. Here: the last epoch.
 # - VOC's difficult objects: negative in training, ignored at test time, as released.
 # - WIDER's unspecified attributes: negative in training, ignored in AP, as released. In CF1 and

@@ -47,12 +47,12 @@ from lib.outputs import (
     best_of,
     continue_run,
     epoch_in_words,
+    finish_run,
     log_lines,
     logged,
     loss_unit,
     machine,
     output_folder,
-    print_result,
     run_warnings,
     start_log,
     summary,
@@ -85,11 +85,10 @@ def train(method, settings):
     model = starting_model(method, settings, train_set.classes, load_weights=not resuming)
     model.to(device, memory_format=torch.channels_last)
     average = None
-    reported = model  # whose mAP is the result
     if settings.ema > 0:
         average = copy.deepcopy(model).requires_grad_(False)
-        if settings.report == "ema":
-            reported = average
+    weights = settings.report if settings.ema > 0 else "raw"
+    reported = average if weights == "ema" else model  # whose mAP is the result
 
     # Loss, optimizer, learning rate.
     loss_function, reduction = choose_loss(method, settings, class_counts, len(train_set), device)
@@ -99,30 +98,25 @@ def train(method, settings):
     schedule = make_schedule(optimizer, settings, steps_per_epoch=len(train_loader))
     scaler = torch.amp.GradScaler(device.type, enabled=amp_dtype == torch.float16)
 
-    # What runs a training step.
-    network = model
-    if distributed.world_size() > 1:
-        network = distributed.data_parallel(model, settings.image_size, device)
+    # What runs a training step: the model, or the model in several processes.
+    network = distributed.data_parallel(model, settings.image_size, device)
     if settings.compile:
         model.compile()  # in place, so `network` runs it too
 
     # What a checkpoint holds. An earlier run continues after its last complete epoch.
     parts = {"model": model, "ema": average, "optimizer": optimizer, "schedule": schedule,
              "scaler": scaler}
+    fingerprints = {name: fingerprint(split, settings.root) for name, split in splits.items()}
+    history = continue_run(out, parts, fingerprints) if resuming else []  # a line for each epoch
     run = {"settings": vars(settings), "machine": machine(device, amp_dtype),
            "classes": train_set.classes, "class_counts": class_counts,
-           "fingerprints": {name: fingerprint(split, settings.root)
-                            for name, split in splits.items()},
-           "history": []}  # a line for each epoch
-    if resuming:
-        run["history"] = continue_run(out, parts, run["fingerprints"])
-    if is_main():
-        start_log(out, run)
+           "fingerprints": fingerprints, "history": history}
+    start_log(out, run)
     announce(method, settings, splits, model, run)
     print_warnings(settings, splits, len(train_loader))
     progress = TrainingProgress(settings.epochs, train_loader, monitor_loader, loss_unit(method))
 
-    for epoch in range(len(run["history"]), settings.epochs):
+    for epoch in range(len(history), settings.epochs):
         progress.start_epoch()
         seed_epoch(train_loader, settings.seed, epoch)
         network.train()
@@ -135,24 +129,17 @@ def train(method, settings):
         line = {"epoch": epoch + 1, "loss": loss, "lr": lr}
         line.update(summary(logits, splits[monitor], tail_counts))
         line["seconds"] = progress.end_epoch()
-        run["history"].append(line)
-        is_best = monitor == "val" and best_of(run["history"]) is line
-        if is_main():
-            save_epoch(out, run, parts, is_best)
+        history.append(line)
+        is_best = monitor == "val" and best_of(history) is line
+        save_epoch(out, run, parts, is_best)
         print_once(epoch_in_words(line, monitor, is_best))
 
     # The result. With a val split, the test split is used here, once, for the epoch that val chose.
-    result = logged(run["history"][-1])
-    result["checkpoint"] = str(out / "last.pt")
+    result = logged(history[-1])
     if monitor == "val":
-        result = test_best_epoch(reported, out, run["history"], splits["test"], tail_counts,
-                                 settings, normalize, amp_dtype)
-    result["weights"] = "raw" if reported is model else "ema"
-    result["seconds"] = sum(line["seconds"] for line in run["history"])
-    if is_main():
-        write_log(out, [*log_lines(run), result])
-    print_result(result, run["history"], settings)
-    return result
+        result = evaluate_best(reported, out, history, splits["test"], tail_counts, settings,
+                               normalize, amp_dtype)
+    return finish_run(out, run, result, weights)
 
 
 def train_one_epoch(network, average, loader, normalize, amp_dtype, loss_function, reduction,
@@ -218,6 +205,8 @@ def seed_epoch(loader, seed, epoch):
 
 def save_epoch(out, run, parts, is_best):
     """Writes last.pt, best.pt if this epoch is the best so far, and the log."""
+    if not is_main():
+        return
     checkpoint = dict(run)
     for name, part in parts.items():
         checkpoint[name] = None
@@ -229,16 +218,14 @@ def save_epoch(out, run, parts, is_best):
     write_log(out, log_lines(run))
 
 
-def test_best_epoch(model, out, history, test_set, counts, settings, normalize, amp_dtype):
+def evaluate_best(model, out, history, test_set, counts, settings, normalize, amp_dtype):
     """The metrics on the test split of best.pt, whose weights are loaded into `model`."""
-    file = out / "best.pt"
     distributed.wait_for_all()  # until the first process has written it
-    _, state = reported_weights(read_checkpoint(file))
+    _, state = reported_weights(read_checkpoint(out / "best.pt"))
     model.load_state_dict(state)
     test_loader = make_loader(test_set, settings, training=False)
     logits = predict(model, test_loader, normalize, amp_dtype)  # (N, K)
     result = summary(logits, test_set, counts)
-    result["checkpoint"] = str(file)
     best = best_of(history)
     result["best_mAP_on_val"] = best["mAP"]
     result["best_epoch_on_val"] = best["epoch"]

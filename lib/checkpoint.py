@@ -27,7 +27,10 @@ def read_checkpoint(path):
         checkpoint = torch.load(path, map_location="cpu", weights_only=True)
         for key in ("model", "ema", "classes", "class_counts"):
             checkpoint[key]  # KeyError if it is missing
-        checkpoint["settings"] = argparse.Namespace(**checkpoint["settings"])
+        settings = checkpoint["settings"]
+        if "clip" in settings:  # the margin's name in older checkpoints
+            settings["margin"] = settings.pop("clip")
+        checkpoint["settings"] = argparse.Namespace(**settings)
     return checkpoint
 
 

@@ -112,8 +112,11 @@ def broadcast_buffers(model):
 
 
 def data_parallel(model, image_size, device):
-    """The model in DistributedDataParallel, which waits for the gradient of every parameter. So
-    parameters that get none, such as a last norm for timm's own classifier only, are frozen."""
+    """With several processes, the model in DistributedDataParallel, which waits for the gradient of
+    every parameter. So parameters that get none, such as a last norm for timm's own classifier
+    only, are frozen. With one process, the model."""
+    if world_size() == 1:
+        return model
     model.eval()
     model(torch.zeros(1, 3, image_size, image_size, device=device)).sum().backward()
     for parameter in model.parameters():

@@ -81,6 +81,8 @@ def machine(device, amp_dtype):
 
 def start_log(out, run):
     """Creates the folder and the log, so that a run whose OUT cannot be written ends here."""
+    if not distributed.is_main():
+        return
     with explain_errors(out, "choose another --out"):
         out.mkdir(parents=True, exist_ok=True)
         write_log(out, log_lines(run))
@@ -130,14 +132,25 @@ def epoch_in_words(line, monitor, is_best):
     return text
 
 
-def print_result(result, history, settings):
-    """The last lines of a run."""
-    epoch = result.get("best_epoch_on_val", len(history))
-    print_once(f"test: mAP {result['mAP']:.2f} (all-points AP), {result['weights']} weights of "
-               f"epoch {epoch}, {result['seconds']:.0f} s")
-    if settings.data in HAVE_DIFFICULT:
-        print_once(f"difficult objects of the test split: {settings.difficult}")
+def finish_run(out, run, result, weights):
+    """Logs and prints the result, the metrics on the test split, and returns it with what it is of.
+    weights: raw or ema."""
+    name = "last.pt"
+    epoch = len(run["history"])
+    if "best_epoch_on_val" in result:
+        name = "best.pt"
+        epoch = result["best_epoch_on_val"]
+    result["weights"] = weights
+    result["checkpoint"] = str(out / name)
+    result["seconds"] = sum(line["seconds"] for line in run["history"])
+    if distributed.is_main():
+        write_log(out, [*log_lines(run), result])
+    print_once(f"test: mAP {result['mAP']:.2f} (all-points AP), {weights} weights of epoch {epoch}, "
+               f"{result['seconds']:.0f} s")
+    if run["settings"]["data"] in HAVE_DIFFICULT:
+        print_once(f"difficult objects of the test split: {run['settings']['difficult']}")
     print_once(f"evaluate with: python eval.py --checkpoint {shlex.quote(result['checkpoint'])}")
+    return result
 
 
 def in_words(line):

@@ -300,6 +300,10 @@ def literal(text):
 def stored_settings(last, settings, given):
     """--resume: the settings in OUT/last.pt. Only flags that change no result may differ."""
     stored = read_checkpoint(last)["settings"]
+    defaults = make_parser(import_method(stored.model)).parse_args([])
+    for name, value in vars(defaults).items():  # flags that are newer than the run
+        if not hasattr(stored, name):
+            setattr(stored, name, value)
     for name in given:
         value = getattr(settings, name)
         if name in MAY_CHANGE:
