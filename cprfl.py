@@ -14,7 +14,8 @@ score says how well this feature agrees with its prompt.
                                             +-----------------> score s (B, c) of p'_i . p_i
 
 The paper's equations, for c labels (K in the code). Z = (F, P): a prompt looks at all cells and at
-all prompts, its own and those of labels that may go with it.
+all prompts, its own and those of labels that may go with it. (Eq. 7 is printed without the minus
+sign.)
 
     Eq. 1   F = phi(f^x_loc)                                   a linear map of each cell's feature
     Eq. 2   P = GELU(W W_1 + b_1) W_2 + b_2                    PI; hidden width t = tau d, tau = 0.5
@@ -22,9 +23,9 @@ all prompts, its own and those of labels that may go with it.
     Eq. 4   pbar_i = sum_j alpha_ij W_v z_j                    what it finds there
     Eq. 5   p'_i = GELU(pbar_i W_r + b_3) W_o + b_4            no residual: p_i is not added
     Eq. 6   s_i = sigmoid(p'_i . p_i)                          nothing scales the product
-    Eq. 7   L = -sum_i y_i (1 - s_i)^gamma+ log s_i            the asymmetric loss (ASL), printed
-                     + (1 - y_i) s~_i^gamma- log(1 - s~_i)     without the minus sign; gamma+ = 0,
-            s~_i = max(s_i - mu, 0)                            gamma- = 4: easy negatives count less
+    Eq. 7   L = -sum_i y_i (1 - s_i)^gamma+ log s_i            asymmetric loss: gamma+ = 0; gamma- =
+                     + (1 - y_i) s~_i^gamma- log(1 - s~_i)     4 lets easy negatives count less, and
+            s~_i = max(s_i - mu, 0)                            those with s_i below mu not at all
 
 The dual path (Fig. 2a). p_i is in Eq. 6 twice, since p'_i is made from it. So the gradient reaches
 PI by two roads: P1, from the loss straight to p_i, and P2, through VSI. An example with one number:
@@ -35,7 +36,7 @@ The norm of W matters, because nothing scales the product. Before training, with
 features (m = 1024, d = 2048), compare the prompts of two labels, and their logits in one image:
 
     norm of each text feature   cosine of two prompts   standard deviation of the logits
-                            1                    0.93   0.05: PI's biases drown the names
+                            1                    0.93   0.05: the biases in PI outweigh the names
              10, like CLIP's                     0.12   0.50
 
 Run: python cprfl.py                            long-tailed scenes on a CPU: 68.3 mAP in 5 to 11 min
@@ -56,7 +57,7 @@ class Interaction(nn.Module):
     """VSI, Eq. 3-5: P' (B, K, d) from tokens F (B, HW, d) and prompts P (K, d).
 
     As released, beyond the equations: `heads` of width `head_dim`, a LayerNorm before attention
-    and before Eq. 5, dropout after each of the last three linear maps.
+    and before Eq. 5, dropout after the output projection, after GELU and after W_o.
     """
 
     def __init__(self, d, heads, head_dim, ffn, dropout):
@@ -167,12 +168,13 @@ class CPRFL(nn.Module):
         return self.prompts(self.text_features)
 
     def score(self, tokens, prompts):
-        """Eq. 3-6 before the sigmoid: logits z_k = p'_k . p_k, (B, K)."""
+        """Logits (B, K): p'_k . p_k. The loss takes the sigmoid."""
         refined = self.interaction(tokens, prompts)  # P' (B, K, d)
         if self.paths == "interaction":
             prompts = prompts.detach()  # cuts P1
         if self.paths == "direct":
             refined = refined.detach()  # cuts P2
+        # In float32: in half precision, a sum of d products is coarse.
         return (at_least_float32(refined) * at_least_float32(prompts)).sum(-1)  # Eq. 6
 
     def attention(self, images):
@@ -202,8 +204,8 @@ def loss(logits, targets, gamma_pos=0.0, gamma_neg=4.0, margin=0.05, eps=1e-8):
     """Eq. 7, the mean over the known entries, as released.
 
     logits, targets (B, K). A target is 1, 0 or, as a soft label, in between: y L+ + (1 - y) L-.
-    -1 is unknown. Other values are not detected. `margin`: mu. Raises ValueError if the shapes
-    differ.
+    -1 is unknown. Values are not checked. `margin`: mu, 0.05 as released. Raises ValueError if the
+    shapes differ.
     """
     if logits.shape != targets.shape:
         raise ValueError(f"logits {tuple(logits.shape)}, targets {tuple(targets.shape)}: both must "
@@ -211,7 +213,7 @@ def loss(logits, targets, gamma_pos=0.0, gamma_neg=4.0, margin=0.05, eps=1e-8):
     s = torch.sigmoid(at_least_float32(logits))
     s_m = (s - margin).clamp(min=0)  # s~
     y = targets.to(s.dtype)
-    # As released: no gradient through the focusing weights, and the logarithm of at least eps.
+    # As released: the focusing weights carry no gradient, and no logarithm is below log(eps).
     log_s = s.clamp(min=eps).log()
     log_not_s = (1 - s_m).clamp(min=eps).log()
     L_pos = (1 - s.detach()) ** gamma_pos * log_s
@@ -279,6 +281,7 @@ def text_tower(classes, text):
                          "use --text-features FILE, a .npy or .pt file with your own features "
                          f"({len(classes)}, m)") from error
     del tower.visual, tower.logit_scale  # text features need neither
+    # the paper's sentence
     sentences = [f"a photo of a {label.replace('_', ' ')}." for label in classes]
     return tower.eval(), open_clip.get_tokenizer(name)(sentences)
 
@@ -369,7 +372,6 @@ RECIPES = {  # the first is the default
     "coco2014": dict(RELEASED, note="not a recipe from the paper"),
 }
 
-
 # ------------------------------------------ where the paper, the released code and this file differ
 #
 # The method
@@ -388,8 +390,8 @@ RECIPES = {  # the first is the default
 #   COCO-LT and 5e-5 on VOC-LT. Released: AdamW, weight decay 1e-4, batch size 16, learning rate
 #   1e-5 by default; 5e-5 stands only in the name of a model in its configuration. It trains 79
 #   epochs of a schedule of 80. Here: as released.
-# - VOC-LT: 29 epochs here, of the same schedule. This is an inference: comments in the released
-#   loop have other limits for "voc" than for "coco and nus-wide", and never name VOC-LT.
+# - VOC-LT: 29 epochs here, of the same schedule. This is inferred from a comment on "voc" in the
+#   released loop. Its comments name "voc" and "coco and nus-wide", never VOC-LT.
 # - Reported epoch: from epoch 11 on, the released code picks the best epoch of the moving average
 #   (EMA) on the test set. Here: the EMA after the last epoch.
 # - EMA, as released: the decay is 0.998 from the first step. It is evaluated in float32 there, and

@@ -72,7 +72,7 @@ class Q2LHead(nn.Module):
             [Layer(d, heads, ffn, dropout, self_attention) for _ in range(decoder_layers)])
         self.norm = nn.LayerNorm(d)
         self.query_embed = nn.Parameter(torch.randn(num_classes, d))  # the label queries Q_0
-        bound = 1 / math.sqrt(d)
+        bound = 1 / math.sqrt(d)  # as in nn.Linear
         self.W = nn.Parameter(torch.empty(num_classes, d).uniform_(-bound, bound))
         self.b = nn.Parameter(torch.empty(num_classes).uniform_(-bound, bound))
 
@@ -86,20 +86,24 @@ class Q2LHead(nn.Module):
         pos = sine_positions(H, W, d, x.device).to(x.dtype)  # (HW, d)
         tokens = x.flatten(2).transpose(1, 2)  # (B, HW, d): one token per cell
 
-        # The encoder: the same layer without Eq. 1, but the cells ask, so cells look at cells.
+        # The encoder, in which each cell learns what is around it: the same layer without Eq. 1,
+        # but the cells ask, so cells look at cells.
         for layer in self.encoder:
-            tokens, _ = layer(tokens, pos, tokens + pos, tokens)  # (B, HW, d)
+            tokens, _ = layer(tokens, pos, keys=tokens + pos, values=tokens)  # (B, HW, d)
 
         # The decoder. Q is what the labels have found so far: at first nothing, so 0 (as released;
         # the paper: Q_0). The label queries are added to Q as its position embeddings, in every
         # layer: so the first layer asks with them alone, and no layer forgets who asks.
         Q = torch.zeros_like(self.query_embed).expand(B, -1, -1)  # (B, K, d)
+        keys = tokens + pos  # ~F. The values are F: a position tells where, not what is there.
         maps = []
         for layer in self.decoder:
-            Q, weights = layer(Q, self.query_embed, tokens + pos, tokens, need_maps)  # ~F, F
+            Q, weights = layer(Q, self.query_embed, keys, tokens, need_maps)
             maps.append(weights)  # (B, heads, K, HW)
 
-        logits = (self.norm(Q) * self.W).sum(-1) + self.b  # Eq. 4 before its sigmoid
+        # Row k of Q, after a last LayerNorm (as released), with row k of W. The loss takes the
+        # sigmoid.
+        logits = (self.norm(Q) * self.W).sum(-1) + self.b  # Eq. 4
         if not need_maps:
             return logits, None
         return logits, torch.stack(maps, 1).unflatten(-1, (H, W))
@@ -144,8 +148,8 @@ class Layer(nn.Module):
 class Attention(nn.Module):
     """MultiHead(query, key, value): softmax(q . k / sqrt(d / heads)) over the keys, times v.
 
-    As nn.MultiheadAttention, but queries, keys and values each have their own matrix, which is
-    faster here than one (3 d, d).
+    As nn.MultiheadAttention. But queries, keys and values each have their own matrix, because
+    their inputs differ: one product with a matrix (3 d, d) would not do.
     """
 
     def __init__(self, d, heads, dropout):
@@ -261,16 +265,16 @@ def loss(logits, targets, gamma_pos=0.0, gamma_neg=2.0, eps=1e-5):
     and for gradient clipping; with Adam, for weight decay, too.
 
     logits, targets (B, K). A target is 1, 0 or, as a soft label, in between: y L+ + (1 - y) L-.
-    -1 is unknown: it adds 0 but counts in B and K. Other values are not detected. Raises ValueError
-    if the shapes differ.
+    -1 is unknown: it adds 0 but counts in B and K. Values are not checked. Raises ValueError if
+    the shapes differ.
     """
     if logits.shape != targets.shape:
         raise ValueError(f"logits {tuple(logits.shape)}, targets {tuple(targets.shape)}: both must "
                          "be (B, K)")
-    z = logits.to(torch.promote_types(logits.dtype, torch.float32))  # float64 stays
+    z = logits.to(torch.promote_types(logits.dtype, torch.float32))  # from half; float64 stays
     p = torch.sigmoid(z)
     y = targets.to(p.dtype)
-    # As released: no gradient through the focusing weights, and the logarithm of at least eps.
+    # As released: the focusing weights carry no gradient, and no logarithm is below log(eps).
     log_p = p.clamp(min=eps).log()
     log_not_p = (1 - p).clamp(min=eps).log()
     L_pos = (1 - p.detach()) ** gamma_pos * log_p
