@@ -1,42 +1,46 @@
-"""ASL: the asymmetric loss, related losses, and the baseline that every paper compares with.
+"""ASL, the asymmetric loss (Ridnik et al., ICCV 2021, arXiv 2009.14119), and the baseline model.
 
-Paper: Ridnik et al., "Asymmetric Loss for Multi-Label Classification", ICCV 2021,
-arXiv 2009.14119. Its equations:
+The problem. Of 80 labels, an image has about 3. The other 77 are negatives, most of them easy, but
+there are so many that they drown the positives: with all probabilities at 0.5, they make 96 % of
+the gradient of cross-entropy.
+The idea. Two rules for negatives only. The easier one is, the less it counts: its loss is weighted
+with p_m^gamma-. And below p = m, the margin, it does not count at all.
 
-    (2)  L = -y L+ - (1 - y) L-        cross-entropy: L+ = log p,           L- = log(1 - p)
-    (3)  focal loss:                   L+ = (1 - p)^g log p,   L- = p^g log(1 - p)
-    (4)  two gammas:                   L+ = (1 - p)^g+ log p,  L- = p^g- log(1 - p)
-    (5)  p_m = max(p - m, 0)           shifted probability
-    (6)  L- = p_m^g- log(1 - p_m)
-    (7)  ASL: L+ of (4), L- of (6)
+    logits z (B, K) -> p = sigmoid(z) --+----------> L+ (B, K) --+
+                                        +-> p_m ---> L- (B, K) --+-- targets y --> L (B, K) -> sum
 
-Where the paper, the released code and this file differ:
-- Focusing weights: by default, they carry no gradient in the released code. The paper doesn't say.
-  Here: no gradient; `detach=False` gives them one.
-- Reported epoch: the released code picks the best epoch on the test set, for the raw weights or
-  their moving average (EMA), whichever is better. Here: the EMA weights after the recipe's fixed
-  epoch. Only one public log runs to the end of its schedule. Its EMA ends 3.5 mAP below its best.
-- Reduction: a sum over batch and classes, as released. If you choose this loss with --loss asl, for
-  any method, it is the mean.
-- Logarithm: the released code takes the log of max(p, 1e-8). In fp16, 1e-8 is 0, so this is
-  not a bound. In float32, it stops the gradient of a confident mistake. Here, the loss runs in
-  float32 or higher, and log p is a logsigmoid. With a margin, log(1 - p_m) needs no bound.
-- Image size: 224 px by default in the released script, 448 px in the paper. Here: 448, and 240 on
-  NUS-WIDE, as ASL's author says (the released table says 448).
-- Augmentation: ASL's author says that the paper's runs used a different one, on the GPU, which is
-  better than that of the released script. Here: that of the script.
-- CF1: the released script averages the F1 of the classes, at threshold 0.8. Here, as in the papers'
-  tables, it is the F1 of the mean precision and the mean recall, at 0.5.
-- Inputs: in [0, 1], not normalized with mean and std, as released.
-- EMA: the released code uses the full decay from the first step. Here, train.py raises the decay
-  step by step to its full value.
-- Left out: adaptive asymmetry (Eq. 10-11).
+    Eq. 1   L_tot = sum over k of L(sigma(z_k), y_k)                  over the labels k
+    Eq. 2   L = -y L+ - (1 - y) L-                                    L+ if y = 1, L- if y = 0
+    Eq. 3   L+ = (1 - p)^gamma log p,     L- = p^gamma log(1 - p)     focal loss
+    Eq. 4   L+ = (1 - p)^gamma+ log p,    L- = p^gamma- log(1 - p)    a gamma for each
+    Eq. 5   p_m = max(p - m, 0)                                       the margin
+    Eq. 6   L- = p_m^gamma log(1 - p_m)                               focal loss with a margin
+    Eq. 7   L+ = (1 - p)^gamma+ log p,    L- = p_m^gamma- log(1 - p_m)   ASL
+
+With gamma+ = gamma- = m = 0, ASL is cross-entropy. As gamma- grows, only negatives with p near 1
+count; with m near 1, none. The defaults are the paper's: gamma+ 0 (positives as in cross-entropy),
+gamma- 4, m 0.05.
+
+An example: the slope dL/dz at a negative label.
+
+    p                    0.05    0.30    0.50    0.90    0.99
+    cross-entropy        0.050   0.300   0.500   0.900   0.990
+    focal loss, gamma 2  0.000   0.072   0.298   1.102   1.061
+    ASL                  0.000   0.001   0.019   0.313   0.129
+    ASL, detach=False    0.000   0.005   0.073   0.733   0.221
+
+Easy negatives vanish. Near p = 1, the slope falls again: such a negative is often a positive whose
+label is missing, and it is not forced down. With 3 positives and 77 negatives at p = 0.5, the
+negatives make 49 % of the gradient.
+The paper's slope, its Eq. 8, differentiates the weight p_m^gamma-, too: detach=False. The released
+code by default takes the weight as a constant, and so does this file.
 
 Run: python asl.py                              synthetic scenes on a CPU: 99.1 mAP
      python asl.py --data coco2014 --root ROOT  the paper has 86.6 mAP; not run here
-     python asl.py --clip 0                     focusing only; --gamma-neg 0: margin only
+More: what differs from the paper and from the released code stands at the end of this file.
 To copy: the losses need only torch (leave out the import of timm).
 """
+import math
 from functools import partial
 
 import timm
@@ -45,45 +49,49 @@ import torch.nn.functional as F
 from torch import nn
 
 
-def asymmetric_loss(logits, targets, gamma_neg=4.0, gamma_pos=0.0, clip=0.05, detach=True,
+def asymmetric_loss(logits, targets, gamma_neg=4.0, gamma_pos=0.0, margin=0.05, detach=True,
                     reduction="sum"):
-    """Eq. 7. logits (B, K); targets (B, K): 1, 0, or -1 (unknown), which is ignored.
+    """logits, targets (B, K). Targets are in [0, 1], weighted as in Eq. 2 (soft labels, mixup), or
+    -1 (unknown), which is ignored; this is not checked.
 
-    `clip`: the margin m, in [0, 1). `detach`: focusing weights without gradient. `reduction`: sum,
-    mean (over the known entries) or none. Raises ValueError.
+    `margin`: m, in [0, 1). `detach`: weights without gradient, unlike the paper's. `reduction`:
+    sum, mean (over the known entries) or none. Raises ValueError.
     """
-    if not 0 <= clip < 1:
-        raise ValueError(f"clip={clip}: the margin must be in [0, 1)")
+    check_shapes(logits, targets)
+    if not 0 <= margin < 1:
+        raise ValueError(f"margin={margin}: it must be in [0, 1)")
     z = at_least_float32(logits)
-    y = (targets == 1).to(z.dtype)
-    not_y = (targets == 0).to(z.dtype)  # 1 - y; both are 0 where unknown
     p = torch.sigmoid(z)
-    log_p = F.logsigmoid(z)
-    if clip > 0:
-        p_m = F.relu(p - clip)  # Eq. 5
-        log_not_p = torch.log(1 - p_m)
+    p_m = F.relu(p - margin)  # Eq. 5
+    L_pos = F.logsigmoid(z)  # log p
+    if margin >= 1e-3:
+        L_neg = torch.log(1 - p_m)
     else:
-        p_m = p
-        log_not_p = F.logsigmoid(-z)
-    loss_pos = log_p
-    loss_neg = log_not_p
-    if gamma_pos > 0:
-        loss_pos = focus(torch.sigmoid(-z), gamma_pos, detach) * log_p  # Eq. 4
+        L_neg = log_not_p_m(z, margin)  # where p rounds to 1, 1 - p_m would be 0
+    if gamma_pos > 0:  # else the weight is 1
+        L_pos = focusing_weight(torch.sigmoid(-z), gamma_pos, detach) * L_pos  # Eq. 4
     if gamma_neg > 0:
-        loss_neg = focus(p_m, gamma_neg, detach) * log_not_p  # Eq. 6
-    loss = -(y * loss_pos + not_y * loss_neg)  # Eq. 2, 7
+        L_neg = focusing_weight(p_m, gamma_neg, detach) * L_neg  # Eq. 6, 7
+    known = (targets >= 0).to(z.dtype)
+    y = targets.to(z.dtype).clamp(min=0)
+    not_y = known - y  # 1 - y; both are 0 where unknown
+    loss = -y * L_pos - not_y * L_neg  # Eq. 2
     return reduced(loss, targets, reduction)
 
 
-def at_least_float32(x):
-    """Half precision becomes float32; float64 stays."""
-    return x.to(torch.promote_types(x.dtype, torch.float32))
+def log_not_p_m(z, margin):
+    """log(1 - p_m) for a margin of 0, or near 0."""
+    log_not_p = F.logsigmoid(-z)
+    if margin == 0:
+        return log_not_p
+    log_margin = torch.full_like(z, math.log(margin))
+    return torch.logaddexp(log_not_p, log_margin).clamp(max=0)  # 1 - p_m = min(1 - p + m, 1)
 
 
-def focus(base, gamma, detach):
-    """base^gamma: base is 1 - p for a positive, p_m for a negative."""
+def focusing_weight(base, gamma, detach):
+    """base^gamma; base: 1 - p for a positive, p_m for a negative."""
     if detach:
-        base = base.detach()
+        base = base.detach()  # as released; in the paper's Eq. 8, the weight has a gradient
     else:
         base = base.clamp(min=1e-30)  # at 0 and with gamma < 1, the slope is infinite
     return base ** gamma
@@ -94,67 +102,95 @@ def reduced(loss, targets, reduction):
     if reduction == "none":
         return loss
     if reduction == "sum":
-        return loss.sum()
+        return loss.sum()  # Eq. 1, and the sum over the batch
     if reduction == "mean":
         return loss.sum() / (targets >= 0).sum().clamp(min=1)
     raise ValueError(f"reduction={reduction!r}: choose from sum, mean, none")
 
 
+def check_shapes(logits, targets):
+    """Without it, targets (B, 1) or (K,) would give the loss of other targets."""
+    if logits.shape != targets.shape:
+        raise ValueError(f"logits {tuple(logits.shape)}, targets {tuple(targets.shape)}: both must "
+                         "be (B, K)")
+
+
+def at_least_float32(x):
+    """Half precision becomes float32; float64 stays."""
+    return x.to(torch.promote_types(x.dtype, torch.float32))
+
+
+# ------------------------ other losses: --loss bce|focal|db; logits, targets and reduction as above
+
+
 def binary_cross_entropy(logits, targets, reduction="sum"):
-    """Eq. 2: no focusing, no margin. logits, targets (B, K): 1, 0, -1 (unknown, ignored)."""
-    return asymmetric_loss(logits, targets, gamma_neg=0, gamma_pos=0, clip=0, reduction=reduction)
+    """Cross-entropy: no weights, no margin."""
+    return asymmetric_loss(logits, targets, gamma_neg=0, gamma_pos=0, margin=0,
+                           reduction=reduction)
 
 
 def focal_loss(logits, targets, gamma=2, reduction="sum"):
-    """Eq. 3: one gamma, no margin; weights with gradient, as in Lin et al., ICCV 2017."""
-    return asymmetric_loss(logits, targets, gamma_neg=gamma, gamma_pos=gamma, clip=0,
+    """One gamma, no margin; weights with gradient, as in Lin et al., ICCV 2017."""
+    return asymmetric_loss(logits, targets, gamma_neg=gamma, gamma_pos=gamma, margin=0,
                            detach=False, reduction=reduction)  # Eq. 3
 
 
-DB_SETTINGS = {  # published
-    "voc-lt": {"mu": 0.3, "lam": 5.0},
-    "coco-lt": {"mu": 0.2, "lam": 2.0},
-}
+def distribution_balanced_loss(logits, targets, class_freq, num_images=None, alpha=0.1, beta=10.0,
+                               mu=0.3, kappa=0.05, lam=5.0, gamma=2, reduction="mean"):
+    """DB loss (Wu et al., ECCV 2020, arXiv 2007.09654), for long-tailed data: rare classes count
+    more, and negatives stop counting sooner, first those of rare classes. That paper's numbers:
+
+        DB 4   r-hat = alpha + sigmoid(beta (r - mu))    the weight; r: see rebalanced_weight
+        DB 7   positive: softplus(-(z - nu)); negative: softplus(lam (z - nu)) / lam
+        DB 9   nu = -kappa log(prior / (1 - prior))      above 0 for rare classes
+        DB 10  r-hat times DB 7                          this number is not checked against the PDF
+
+    class_freq (K,): training images per class. num_images: of the training split; by default the
+    sum of class_freq, which counts an image once for each label. gamma > 0: the focal variant,
+    DB-focal, which published tables use (here without the released constant factor 2); 0: DB loss.
+    """
+    check_shapes(logits, targets)
+    z = at_least_float32(logits)
+    class_freq = torch.as_tensor(class_freq, dtype=z.dtype, device=z.device)
+    if class_freq.shape != logits.shape[1:]:
+        raise ValueError(f"class_freq {tuple(class_freq.shape)}: a number of images for each class "
+                         f"of logits {tuple(logits.shape)} is needed")
+    if num_images is None:
+        num_images = class_freq.sum()
+    prior = class_freq.clamp(min=1) / num_images
+    # DB 9, as released: with / lam. The paper has none, and its author calls it a bug.
+    nu = -kappa / lam * torch.logit(prior, eps=1e-6)
+    z = z - nu
+    bce_pos = F.softplus(-z)
+    bce_neg = F.softplus(lam * z) / lam  # DB 7
+    bce_pos = focusing_weight(torch.sigmoid(-z), gamma, detach=False) * bce_pos
+    bce_neg = focusing_weight(torch.sigmoid(lam * z), gamma, detach=False) * bce_neg
+    r_hat = rebalanced_weight(targets, class_freq, alpha, beta, mu)
+    known = (targets >= 0).to(z.dtype)
+    y = targets.to(z.dtype).clamp(min=0)
+    not_y = known - y  # 1 - y; both are 0 where unknown
+    loss = r_hat * (y * bce_pos + not_y * bce_neg)  # DB 10
+    return reduced(loss, targets, reduction)
 
 
 def rebalanced_weight(targets, class_freq, alpha, beta, mu):
-    """r-hat (B, K) of the distribution-balanced loss, in [alpha, alpha + 1].
+    """r-hat (B, K), in [alpha, alpha + 1], from r = P^C / P^I.
 
     Imagine drawing a class uniformly, then one of its images. P^C = 1 / n_k is the chance of one
     image of class k, if k is drawn. P^I is the sum of 1 / n over the classes that an image has. The
     ratio is used for all K classes, as released.
     """
     p_class = 1 / class_freq.clamp(min=1)  # P^C = 1 / (K n_k); K cancels
-    positive = targets == 1
-    p_image = (positive * p_class).sum(1, keepdim=True)  # P^I: the sum over the image's labels
+    y = targets.to(p_class.dtype).clamp(min=0)  # unknown: 0
+    p_image = (y * p_class).sum(1, keepdim=True)  # P^I: the sum over the image's labels
     # An image without labels: p_image is 0, the ratio infinite, the sigmoid 1.
-    return alpha + torch.sigmoid(beta * (p_class / p_image - mu))
+    return alpha + torch.sigmoid(beta * (p_class / p_image - mu))  # DB 4
 
 
-def distribution_balanced_loss(logits, targets, class_freq, num_images=None, alpha=0.1, beta=10.0,
-                               mu=0.3, kappa=0.05, lam=5.0, gamma=2, reduction="mean"):
-    """Wu et al., "Distribution-Balanced Loss", ECCV 2020, arXiv 2007.09654.
-
-    class_freq (K,): training images per class. num_images: of the training split; by default the
-    sum of class_freq, which counts an image once for each label. gamma > 0: the focal variant,
-    DB-focal, which published tables use (here without the released constant factor 2); 0: DB loss.
-    As in the released code, the shift nu of the logits is -kappa / lam times the prior's logit.
-    """
-    z = at_least_float32(logits)
-    class_freq = torch.as_tensor(class_freq, dtype=z.dtype, device=z.device)
-    if num_images is None:
-        num_images = class_freq.sum()
-    prior = class_freq.clamp(min=1) / num_images
-    nu = -kappa / lam * torch.logit(prior, eps=1e-6)  # positive for rare classes
-    z = z - nu
-    positive = targets == 1
-    scale = torch.where(positive, 1.0, lam)
-    bce = F.softplus(torch.where(positive, -z, lam * z))
-    focal_weight = (1 - torch.exp(-bce)) ** gamma
-    weight = rebalanced_weight(targets, class_freq, alpha, beta, mu)
-    known = targets >= 0
-    loss = weight * focal_weight * bce / scale * known  # of negatives: softplus(lam z) / lam
-    return reduced(loss, targets, reduction)
+DB_SETTINGS = {  # published
+    "voc-lt": {"mu": 0.3, "lam": 5.0},
+    "coco-lt": {"mu": 0.2, "lam": 2.0},
+}
 
 
 def loss_by_name(name, class_freq, num_images, data, reduction="mean"):
@@ -168,6 +204,9 @@ def loss_by_name(name, class_freq, num_images, data, reduction="mean"):
     return partial(losses[name], reduction=reduction)
 
 
+# -------------------------------- the baseline: the usual classifier, with which all papers compare
+
+
 class Baseline(nn.Module):
     """Images (B, 3, image_size, image_size) -> logits (B, K): backbone, mean over cells, linear.
 
@@ -178,25 +217,16 @@ class Baseline(nn.Module):
     def __init__(self, classes, *, backbone, pretrained, image_size, head_std=0.01,
                  output_stride: int | None = None):
         super().__init__()
-        config = timm.get_pretrained_cfg(backbone)
-        fixed_size = getattr(config, "fixed_input_size", False)  # ViT, Swin
-        self.backbone = timm.create_model(
-            backbone, pretrained=pretrained, num_classes=0, global_pool="",
-            img_size=image_size if fixed_size else None,  # timm ignores None
-            output_stride=output_stride)
+        self.backbone = timm_backbone(backbone, pretrained, image_size, output_stride)
         self.head = nn.Linear(self.backbone.num_features, len(classes))
         nn.init.normal_(self.head.weight, std=head_std)
 
+    def forward(self, images):
+        x = self.features(images)  # (B, d, H, W)
+        return self.classify(x.mean((2, 3)))
+
     def features(self, images):
-        """(B, 3, h, w) -> (B, d, H, W), from NCHW (ResNet), NHWC (Swin) or tokens (ViT)."""
-        x = self.backbone.forward_features(images)
-        if x.ndim == 3:  # tokens (B, prefix + HW, d); the prefix: class and register tokens
-            grid = self.backbone.patch_embed.dynamic_feat_size(images.shape[-2:])
-            x = x[:, self.backbone.num_prefix_tokens:]
-            x = x.transpose(1, 2).unflatten(2, grid)
-        elif getattr(self.backbone, "output_fmt", "NCHW") == "NHWC":
-            x = x.permute(0, 3, 1, 2)
-        return x
+        return feature_map(self.backbone, images)
 
     def classify(self, x):
         """(..., d) -> (..., K), in float32 even under autocast: in bfloat16, logits would tie."""
@@ -205,10 +235,6 @@ class Baseline(nn.Module):
         with torch.autocast(x.device.type, enabled=False):
             return F.linear(at_least_float32(x), weight, bias)
 
-    def forward(self, images):
-        x = self.features(images)
-        return self.classify(x.mean((2, 3)))
-
     def attention(self, images):
         """Logits (B, K) and class activation maps (B, K, H, W), whose means are the logits."""
         x = self.features(images)
@@ -216,9 +242,29 @@ class Baseline(nn.Module):
         return maps.mean((2, 3)), maps
 
 
-build = Baseline  # the names that train.py calls
-loss = asymmetric_loss  # the defaults are the paper's
-REDUCTION = "sum"  # for train.py: what `loss` does over the batch
+# -------------------------------------------------------------------------------- what surrounds it
+
+
+def timm_backbone(name, pretrained, image_size, output_stride):
+    """timm's model without pooling and classifier."""
+    config = timm.get_pretrained_cfg(name)
+    fixed_size = getattr(config, "fixed_input_size", False)  # ViT, Swin
+    return timm.create_model(
+        name, pretrained=pretrained, num_classes=0, global_pool="",
+        img_size=image_size if fixed_size else None,  # timm ignores None
+        output_stride=output_stride)
+
+
+def feature_map(backbone, images):
+    """(B, 3, h, w) -> (B, d, H, W), from NCHW (ResNet), NHWC (Swin) or tokens (ViT)."""
+    x = backbone.forward_features(images)
+    if x.ndim == 3:  # tokens (B, prefix + HW, d); the prefix: class and register tokens
+        grid = backbone.patch_embed.dynamic_feat_size(images.shape[-2:])
+        x = x[:, backbone.num_prefix_tokens:]
+        x = x.transpose(1, 2).unflatten(2, grid)
+    elif getattr(backbone, "output_fmt", "NCHW") == "NHWC":
+        x = x.permute(0, 3, 1, 2)
+    return x
 
 
 def param_groups(model, lr, weight_decay, head_lr=1.0):
@@ -233,10 +279,23 @@ def param_groups(model, lr, weight_decay, head_lr=1.0):
     return groups
 
 
+build = Baseline  # for train.py, as are all names below
+loss = asymmetric_loss
+REDUCTION = "sum"  # what `loss` does over the batch
+HELP = {  # keyword argument -> its text in --help
+    "gamma_neg": "gamma-: the larger, the less easy negatives count; 0: all count alike",
+    "gamma_pos": "gamma+: the same for positives",
+    "margin": "m: a negative whose probability is below it does not count; 0: no margin",
+    "detach": "weights without gradient, as released; the paper's have one",
+    "head_std": "standard deviation of the classifier's initial weights",
+    "output_stride": "8 or 16: a ResNet's feature map is 1/8 or 1/16 of the image, not 1/32",
+    "head_lr": "the classifier's learning rate, as a multiple of the backbone's",
+}
+
 # `schedule_epochs` is the length of the learning rate's schedule; training stops earlier, after
 # `epochs`. 18 is inferred from public logs of Query2Label with this backbone and schedule, where
 # the EMA is best near the schedule's peak (epoch 16) and falls from there.
-COCO = {
+COCO = {  # mean 0 and std 1: inputs stay in [0, 1], as released
     "backbone": "tresnet_l.miil_in1k", "pretrained": True, "image_size": 448,
     "mean": (0., 0., 0.), "std": (1., 1., 1.), "augment": ("cutout", "randaugment"),
     "optimizer": "adam", "lr": 1e-4, "weight_decay": 1e-4, "schedule": "onecycle",
@@ -270,6 +329,41 @@ RECIPES = {  # the first is the default
         COCO, image_size=240, epochs=12, drop_unlabelled=False,
         note="for 65.2 mAP: stops after 12 of 80 epochs, as Query2Label's logs suggest"),
 }
+
+# ------------------------------------------ where the paper, the released code and this file differ
+# - Focusing weights: the paper's Eq. 8 differentiates through them, in the released code they carry
+#   no gradient by default. Here, as released; detach=False (--no-detach) is the paper's loss.
+# - The rows of the paper's Table 2 (COCO, TResNet-L), as flags added to --data coco2014:
+#       cross-entropy  84.0 mAP  --gamma-neg 0 --margin 0
+#       focal loss     85.1      --loss focal
+#       focusing       86.3      --gamma-neg 3 --margin 0
+#       margin         86.3      --gamma-neg 2 --gamma-pos 2 --margin 0.3
+#       both           86.6      no flag
+#   The curves AF (--margin 0) and CE+PS (--gamma-neg 0) of Fig. 3 are no rows of Table 2.
+# - Reported epoch: the released script trains 41 of its schedule's 80 epochs and picks the best one
+#   on the test set, for the raw weights or their moving average (EMA), whichever is better. Here:
+#   the EMA weights after the recipe's fixed epoch. Only one public log runs to the end of its
+#   schedule. Its EMA ends 3.5 mAP below its best.
+# - EMA: as released, the full decay from the first step; in the recipes for own and long-tailed
+#   data, the decay warms up. ASL's author says that the paper's runs had a better EMA than the
+#   released code.
+# - Augmentation: in the paper's runs, on the GPU. ASL's author says that this is faster, that the
+#   accuracy is similar, and that the released script reproduces the paper. Here: the script's.
+# - Reduction: a sum over batch and classes, as released. If you choose this loss with --loss asl,
+#   it is reduced as the method's own loss is.
+# - Logarithm: the released code takes the log of max(p, 1e-8). In fp16, 1e-8 is 0, so this is
+#   not a bound. In float32, it stops the gradient of a confident mistake. Here, the loss runs in
+#   float32 or higher, and log p is a logsigmoid. With a margin, log(1 - p_m) needs no bound.
+# - Precision: the released script trains in fp16. Here, train.py uses bf16 where the hardware has
+#   it, and fp16 on older GPUs (--amp off: float32).
+# - Image size: 224 px by default in the released script, 448 px in the paper. Here: 448, and 240 on
+#   NUS-WIDE, as ASL's author says (the released table says 448).
+# - VOC: ASL released no code for it. Here, difficult objects are negative at test time, as in
+#   SSGRL's loader and a port of Query2Label to VOC; for ASL's figure, this is an inference.
+# - CF1: the released script averages the F1 of the classes, at threshold 0.8. Here, as in the
+#   papers' tables, it is the F1 of the mean precision and the mean recall, at 0.5.
+# - Inputs: in [0, 1], not normalized with mean and std, as released.
+# - Left out: adaptive asymmetry (Eq. 9 to 11).
 
 if __name__ == "__main__":
     import sys

@@ -8,6 +8,7 @@
 The code that reads each data set is in readers/. Before training, you can find problems in a data
 set with `python -m tools.check`.
 """
+import copy
 import os
 from pathlib import Path
 
@@ -19,11 +20,9 @@ from torchvision.transforms import v2
 from lib.distributed import rank, world_size
 from lib.errors import InputError, explain_errors
 from lib.randaugment import randaugment, random_integer
-from readers import DOWNLOADS, READERS, split_names
+from readers import DOWNLOADS, HAVE_DIFFICULT, READERS, split_names
 from readers.images import missing, read_image
 from readers.longtail import long_tailed
-
-HAVE_DIFFICULT = ("voc2007", "voc2012")  # the data sets with objects marked as difficult
 
 
 class Dataset(torch.utils.data.Dataset):
@@ -206,7 +205,8 @@ def cutout(image):
 
 def make_loader(dataset, settings, training):
     """A DataLoader of (images uint8 (B, 3, H, W), targets int8 (B, K)); B is this process's share
-    of settings.batch_size. Sets the transform and the seed of `dataset`."""
+    of settings.batch_size."""
+    dataset = copy.copy(dataset)  # shares the arrays; transform, seed and epoch are its own
     if training:
         dataset.transform = transform(settings.image_size, settings.augment)
         dataset.seed = settings.seed

@@ -1,162 +1,36 @@
-"""Metrics for multi-label classification, and a program that prints them for a checkpoint.
-
-Three definitions of AP are in use. They differ by up to two points, so every table must say which
-one it uses:
-    all-points   the precision at each positive's score, averaged over positives (CSRA, ASL, CPRFL)
-    envelope     the same, but with the best precision at this or any higher recall (Q2L)
-    11-point     the mean of the envelope at recall 0, 0.1, ..., 1 (PASCAL VOC 2007)
-The first is the default. Unknown entries (-1) are ignored. A class without positives has no AP: it
-is left out of every mean over classes, and the table says nan.
+"""Scores the images of a data set with a checkpoint, and prints the metrics of lib/metrics.py.
 
 Run: python eval.py --checkpoint OUT/last.pt [--data NAME --root ROOT --split test]
+
+--out JSON has what is printed, and more: mAP, CP, ... as numbers; under "classes", by name, each
+class's AP, precision, recall, F1 (null without positives), positives, and threshold.
 """
 import argparse
 import copy
 import json
+import math
 import os
 import sys
 from pathlib import Path
 
 import numpy as np
 import torch
-from torch import nn
+import torch.nn.functional as F
 
 from data import HAVE_DIFFICULT, Dataset, Normalize, label_warnings, load, make_loader
 from lib import distributed
 from lib.checkpoint import read_checkpoint
 from lib.errors import InputError, explain_errors
+from lib.metrics import KINDS, MEANS, average_precision, metrics  # noqa: F401 (others import them)
 from lib.models import import_method, model_of, reported_weights
+from lib.progress import Clock
 from lib.settings import integer, integers
 from readers import READERS
 from readers.own_images import names_alone
 
-KINDS = ("all-points", "envelope", "11-point")
+PER_CLASS = ("AP", "precision", "recall", "F1")
 WRITE_REMEDY = "make room, or choose another place to write to"
-
-
-# ------------------------------------------------------------------------------------------ metrics
-
-
-def average_precision(scores, targets, kind="all-points"):
-    """AP per class (K,) in [0, 1], nan without positives.
-
-    scores (N, K); targets (N, K): 1, 0, -1 (unknown). Raises ValueError.
-    """
-    scores = np.asarray(scores, np.float64)
-    targets = np.asarray(targets)
-    if kind not in KINDS:
-        raise ValueError(f"kind {kind!r}: choose from {KINDS}")
-    if scores.ndim != 2 or scores.shape != targets.shape:
-        raise ValueError(f"scores {scores.shape}, targets {targets.shape}: both must be (N, K)")
-    if np.isnan(scores).any():
-        raise ValueError("a score is nan")
-    columns = zip(scores.T, targets.T)
-    return np.array([average_precision_of_class(s, y, kind) for s, y in columns])
-
-
-def average_precision_of_class(scores, targets, kind):
-    """AP of one class; scores, targets (N,)."""
-    _, images, positives = count_by_score(scores, targets)  # per score, from the highest
-    total = positives.sum()
-    if total == 0:
-        return np.nan
-    true_positives = positives.cumsum()
-    precision = true_positives / images.cumsum()
-    if kind != "all-points":
-        precision = np.maximum.accumulate(precision[::-1])[::-1]  # the envelope
-    if kind == "11-point":
-        # For t = 0..10 the first place with TP / total >= t / 10; without division, so exact.
-        places = np.searchsorted(10 * true_positives, total * np.arange(11))
-        return precision[places].mean()
-    return (precision * positives).sum() / total
-
-
-def count_by_score(scores, targets):
-    """The distinct scores, highest first, and the numbers of images and of positives with each.
-
-    scores, targets (N,). Unknown targets (-1) are left out. Equal scores share one entry, so their
-    order does not matter.
-    """
-    known = targets >= 0
-    levels, index, images = np.unique(-scores[known], return_inverse=True, return_counts=True)
-    positives = np.bincount(index, weights=targets[known] == 1)
-    return -levels, images, positives
-
-
-def metrics(scores, targets, threshold=0.5, kind="all-points", counts=None):
-    """A dictionary, in percent:
-
-        mAP                 mean AP over classes; head, medium, tail: over the classes of this group
-        CP, CR, CF1         precision and recall, means over classes, and the F1 of the two means
-        OP, OR, OF1         precision, recall and F1 over all decisions
-        CP_3, ..., OF1_3    the same, if only the three highest scores of an image may be positive
-        AP, positives       of each class: AP (None without positives), number of positives
-
-    scores: probabilities (N, K); targets (N, K): 1, 0, -1 (unknown). threshold: a score above it is
-    a positive decision; one number, or one per class (K,). counts (K,): training images per class;
-    without counts, or if every class has 100 or more, head, medium and tail are left out.
-    Precision without positive decisions is 0. Without positives, mAP is None.
-    """
-    scores = np.asarray(scores, np.float64)
-    targets = np.asarray(targets)
-    ap = 100 * average_precision(scores, targets, kind)
-    positive = targets == 1
-    known = targets >= 0
-    positives = positive.sum(axis=0)  # (K,)
-    counted = positives > 0  # the classes in the means
-    classes = max(counted.sum(), 1)
-    result = {"mAP": mean_of(ap)}
-    if counts is not None and min(counts) < 100:
-        for group, members in head_medium_tail(counts).items():
-            if counted[members].any():
-                result[group] = mean_of(ap[members])
-
-    above = scores > threshold
-    for suffix, chosen in (("", above), ("_3", above & in_top_3(scores))):
-        predicted = (chosen & known).sum(axis=0)  # (K,)
-        correct = (chosen & positive).sum(axis=0)
-        precision = correct / np.maximum(predicted, 1)
-        recall = correct / np.maximum(positives, 1)
-        cp = 100 * precision[counted].sum() / classes
-        cr = 100 * recall[counted].sum() / classes
-        op = 100 * correct.sum() / max(predicted.sum(), 1)
-        o_r = 100 * correct.sum() / max(positives.sum(), 1)
-        result["CP" + suffix] = float(cp)
-        result["CR" + suffix] = float(cr)
-        result["CF1" + suffix] = f1(cp, cr)
-        result["OP" + suffix] = float(op)
-        result["OR" + suffix] = float(o_r)
-        result["OF1" + suffix] = f1(op, o_r)
-    result["AP"] = np.where(counted, ap, None).tolist()
-    result["positives"] = positives.tolist()
-    return result
-
-
-def head_medium_tail(counts):
-    """The indices of head (n >= 100 training images), medium (n >= 20) and tail classes."""
-    group = np.digitize(counts, [20, 100])
-    return {"head": np.flatnonzero(group == 2), "medium": np.flatnonzero(group == 1),
-            "tail": np.flatnonzero(group == 0)}
-
-
-def in_top_3(scores):
-    """(N, K) -> whether a score is among the three highest of its image."""
-    order = np.argsort(-scores, axis=1, kind="stable")
-    ranks = np.argsort(order, axis=1)  # 0 is the highest
-    return ranks < 3
-
-
-def mean_of(values):
-    """The mean of the values that are not nan; None if there are none."""
-    values = values[~np.isnan(values)]
-    if len(values) == 0:
-        return None
-    return float(values.mean())
-
-
-def f1(precision, recall):
-    """The harmonic mean."""
-    return float(2 * precision * recall / max(precision + recall, 1e-12))
+MEMORY_REMEDY = "add a smaller --batch-size"
 
 
 # ------------------------------------------------------------------------------------------- scores
@@ -164,14 +38,16 @@ def f1(precision, recall):
 
 @torch.inference_mode()
 def predict(model, loader, normalize, amp_dtype, flip=False):
-    """Probabilities float64 (N, K) of all images of a test loader; each process gets all of them.
+    """Logits float64 (N, K) of all images of a test loader; each process gets all of them.
 
-    `flip`: the mean over the image and its mirror image. Raises InputError if a score is nan.
+    Not probabilities: those of a very sure model round to 1, which would tie its images. `flip`:
+    of the mean probability of an image and its mirror image. Raises InputError if a logit is nan.
     """
     model.eval()
     distributed.broadcast_buffers(model)  # all processes use the same BatchNorm statistics
     device = normalize.mean.device
     all_logits = []
+    clock = Clock()
     for step, (images, _) in enumerate(loader, 1):
         images = normalize(images)
         with torch.autocast(device.type, amp_dtype, enabled=amp_dtype is not None):
@@ -180,21 +56,31 @@ def predict(model, loader, normalize, amp_dtype, flip=False):
                 views.append(model(images.flip(3)))
         # (views, B, K), on the device: .cpu() would wait in each batch
         all_logits.append(torch.stack(views))
-        if step % 50 == 0 and distributed.is_main():
-            print(f"tested {step} of {len(loader)} batches", file=sys.stderr)
+        if clock.due() and distributed.is_main():
+            print(f"evaluated {step} of {len(loader)} batches", file=sys.stderr)
 
-    scores = np.zeros(loader.dataset.targets.shape)
-    own_scores = scores[:0]  # a process may have no images
+    logits = np.zeros(loader.dataset.targets.shape)
+    own_logits = logits[:0]  # a process may have no images
     if all_logits:
-        logits = torch.cat(all_logits, dim=1).cpu().double()  # a float32 sigmoid rounds to 1
-        own_scores = logits.sigmoid().mean(0).numpy()
-    for rank, part in enumerate(distributed.gather(own_scores)):  # the order of make_loader
-        scores[rank::distributed.world_size()] = part
-    bad = np.isnan(scores).any(axis=1).sum()
+        views = torch.cat(all_logits, dim=1).cpu().double()
+        own_logits = logit_of_mean(views).numpy()
+    for rank, part in enumerate(distributed.gather(own_logits)):  # the order of make_loader
+        logits[rank::distributed.world_size()] = part
+    bad = np.isnan(logits).any(axis=1).sum()
     if bad:
         raise InputError(f"{bad} images have the score nan: lower --lr, set --clip-grad, or "
                          "use --amp off")
-    return scores
+    return logits
+
+
+def logit_of_mean(logits):
+    """Logits (views, N, K) -> the logits (N, K) of the views' mean probability."""
+    if len(logits) == 1:
+        return logits[0]
+    # log p - log(1 - p), where p is the mean; the number of views cancels
+    log_p = F.logsigmoid(logits).logsumexp(0)
+    log_not_p = F.logsigmoid(-logits).logsumexp(0)
+    return log_p - log_not_p
 
 
 def at_size(model, size):
@@ -210,43 +96,25 @@ def at_size(model, size):
     return model
 
 
-class Residual(nn.Module):
-    """CSRA's test-time trick: the mean class score of the cells + lam x the highest. For models
-    with a linear classifier on the mean feature: asl.py's, and csra.py's without attention."""
-
-    def __init__(self, model, lam):
-        super().__init__()
-        self.model = model
-        self.lam = lam
-        self.csra = import_method("csra")
-
-    def forward(self, images):
-        if isinstance(self.model, self.csra.CSRA):
-            s = self.model.head.scores(self.model.features(images))  # (B, heads, K, HW)
-        else:
-            _, maps = self.model.attention(images)  # class scores (B, K, H, W)
-            s = maps.flatten(2).unsqueeze(1)  # (B, 1, K, HW): one head
-        return self.csra.residual(s, self.lam).sum(1)  # over heads
-
-
 class Evaluation:
     """The model of a checkpoint, and the data for the classes that the model knows."""
 
-    def __init__(self, path, weights=None, workers=-1, residual=None):
-        """weights: raw or ema, by default those that the run reports. Raises InputError."""
+    def __init__(self, path, weights=None, workers=-1, residual=None, batch_size=None):
+        """weights: raw or ema, by default those that the run reports; batch_size: by default as in
+        training. Raises InputError."""
         self.device = distributed.start()
         self.checkpoint = read_checkpoint(path)
         self.classes = self.checkpoint["classes"]
         self.settings = self.checkpoint["settings"]  # a Namespace
         self.settings.workers = workers
-        self.weights, state = reported_weights(self.checkpoint, weights)
-        self.model = model_of(self.checkpoint, state, path)
+        if batch_size is not None:
+            self.settings.batch_size = batch_size
         self.residual = residual
         if residual is not None:
-            lam = getattr(self.settings, "lam", 0)  # of csra
-            if self.settings.model not in ("asl", "csra") or lam != 0:
-                raise InputError("--residual needs a pooled linear classifier: asl's, or that of "
-                                 "csra --lam 0")
+            with explain_errors("--residual", "leave it out"):
+                import_method("csra").check_residual(self.settings)
+        self.weights, state = reported_weights(self.checkpoint, weights)
+        self.model = model_of(self.checkpoint, state, path)
 
     def load(self, split, name=None, root=None, limit=0):
         """A split of the data set `name`, by default the one trained on. Its columns are put into
@@ -270,31 +138,31 @@ class Evaluation:
         dataset = Dataset(self.classes, dataset.paths, targets[:, columns], dataset.upright)
         return dataset.sample(limit)
 
-    def scores(self, dataset, sizes=None, flip=False):
-        """Probabilities (N, K), the mean over image sizes; by default the size trained on."""
+    def logits(self, dataset, sizes=None, flip=False):
+        """Logits (N, K) of the mean probability over image sizes; by default the size trained on.
+        """
         sizes = sizes or [self.settings.image_size]
         normalize = Normalize(self.settings.mean, self.settings.std, self.device)
         amp_dtype = distributed.autocast_dtype(self.device, self.settings.amp)
-        total = 0
+        views = []
         for size in sizes:
             settings = copy.copy(self.settings)
             settings.image_size = size
             loader = make_loader(dataset, settings, training=False)
             model = at_size(self.model, size)
             if self.residual is not None:
-                model = Residual(model, self.residual)
+                model = import_method("csra").Residual(model, self.residual)
             model.to(self.device, memory_format=torch.channels_last)
-            total = total + predict(model, loader, normalize, amp_dtype, flip)
-        return total / len(sizes)
+            views.append(torch.from_numpy(predict(model, loader, normalize, amp_dtype, flip)))
+        return logit_of_mean(torch.stack(views)).numpy()
 
 
 # ------------------------------------------------------------------------------------- command line
 
 
 def checkpoint_parser(description):
-    """The flags of all programs that use a checkpoint. The first line of `description` is shown."""
-    first_line, _, _ = description.partition("\n")
-    parser = argparse.ArgumentParser(description=first_line, allow_abbrev=False)
+    """The flags of all programs that use a checkpoint."""
+    parser = argparse.ArgumentParser(description=description, allow_abbrev=False)
     parser.add_argument("--checkpoint", required=True,
                         help="last.pt or best.pt of train.py, or a converted one")
     parser.add_argument("--weights", choices=["raw", "ema"],
@@ -307,12 +175,13 @@ def add_data_flags(parser):
     parser.add_argument("--root", help="default: the folder used in training")
     parser.add_argument("--workers", type=integer(-1), default=-1,
                         help="loading processes; -1: automatic")
+    parser.add_argument("--batch-size", type=integer(1), help="default: as in training")
     parser.add_argument("--limit", type=integer(0), default=0,
                         help="only N random images, always the same; 0: all")
 
 
 def main(argv=None):
-    parser = checkpoint_parser(__doc__)
+    parser = checkpoint_parser("Prints the metrics of a checkpoint.")
     add_data_flags(parser)
     flag = parser.add_argument
     flag("--split", default="test", choices=["train", "val", "test"], help="the split to evaluate")
@@ -323,63 +192,95 @@ def main(argv=None):
     flag("--flip", action="store_true", help="average with the mirrored image")
     flag("--residual", type=float, metavar="LAM", help="CSRA's test-time trick: + LAM x max score")
     flag("--out", metavar="JSON", help="write the table")
-    flag("--scores", metavar="NPZ", help="write scores, targets, classes, paths")
+    flag("--scores", metavar="NPZ",
+         help="write scores (probabilities), logits, targets, classes, paths")
     args = parser.parse_args(argv)
     check_output(args.out, [args.checkpoint, args.threshold])
     check_output(args.scores, [args.checkpoint, args.threshold, args.out])
 
-    evaluation = Evaluation(args.checkpoint, args.weights, args.workers, args.residual)
+    evaluation = Evaluation(args.checkpoint, args.weights, args.workers, args.residual,
+                            args.batch_size)
     settings = evaluation.settings
     threshold = read_threshold(args.threshold, evaluation.classes)
     sizes = args.sizes or [settings.image_size]
     dataset = evaluation.load(args.split, args.data, args.root, args.limit)
-    scores = evaluation.scores(dataset, sizes, args.flip)
+    logits = evaluation.logits(dataset, sizes, args.flip)
     if not distributed.is_main():
         return
 
     for warning in label_warnings(dataset, args.split):
         print(warning, file=sys.stderr)
     counts = evaluation.checkpoint["class_counts"]
-    result = metrics(scores, dataset.targets, threshold, args.ap, counts)
+    result = metrics(logits, dataset.targets, threshold_logits(args.threshold, dataset.classes),
+                     args.ap, counts)
     result["what"] = (f"{settings.model} on {args.data or settings.data} {args.split}: "
-                      f"{len(scores)} images, {evaluation.weights} weights, image sizes {sizes}, "
+                      f"{len(logits)} images, {evaluation.weights} weights, image sizes {sizes}, "
                       f"flip {args.flip}, residual {args.residual}, {args.ap} AP, "
                       f"threshold {args.threshold}")
     if (args.data or settings.data) in HAVE_DIFFICULT:
         result["what"] += f", difficult objects {settings.difficult}"
-    result["threshold"] = threshold.tolist()
-    result["classes"] = dataset.classes
-    result["images"] = len(scores)
-    print_table(result)
+    result["images"] = len(logits)
+    result["classes"] = by_class(result, dataset.classes, threshold)
     if args.out:
         with explain_errors(args.out, WRITE_REMEDY):
             Path(args.out).write_text(json.dumps(result))
     if args.scores:
         with explain_errors(args.scores, WRITE_REMEDY), open(args.scores, "wb") as file:
-            np.savez_compressed(file, scores=scores, targets=dataset.targets,
-                                classes=dataset.classes, paths=dataset.paths.tolist())
+            np.savez_compressed(file, scores=probabilities(logits), logits=logits,
+                                targets=dataset.targets, classes=dataset.classes,
+                                paths=dataset.paths.tolist())
+    print_table(result)
+
+
+def by_class(result, classes, threshold):
+    """Takes the lists out of the metrics. Returns class -> AP, precision, ..., threshold."""
+    columns = {}
+    for name in (*PER_CLASS, "positives"):
+        columns[name] = result.pop(name)
+    columns["threshold"] = threshold.tolist()
+    table = {}
+    for k, label in enumerate(classes):
+        table[label] = {name: values[k] for name, values in columns.items()}
+    return table
 
 
 def print_table(result):
-    """AP and positives per class (without positives: nan), then the means."""
+    """A line per class, the means over all labels and over the top 3, then mAP. A class name is the
+    last in its line, so that a long one moves no figure."""
+    def number(value):
+        return math.nan if value is None else value  # without positives
+
     print(result["what"])
-    ap = np.array(result["AP"], float)  # None becomes nan
-    for name, value, positives in zip(result["classes"], ap, result["positives"]):
-        print(f"  {name:24}{value:12.2f} AP {positives:8} positives")
-    for name, value in result.items():
-        if isinstance(value, float):
-            print(f"{name} {value:.2f}")
+    print("\n      AP  precision  recall      F1  positives")
+    for label, row in result["classes"].items():
+        ap, precision, recall, f1 = [number(row[name]) for name in PER_CLASS]
+        print(f"{ap:8.2f}{precision:11.2f}{recall:8.2f}{f1:8.2f}{row['positives']:11}  {label}")
+
+    print("\n" + "".join(f"{name:>8}" for name in MEANS))
+    for suffix, what in (("", "all labels"), ("_3", "top 3 of each image")):
+        print("".join(f"{result[name + suffix]:8.2f}" for name in MEANS) + f"  {what}")
+
+    print()
+    for name in ("head", "medium", "tail", "mAP"):
+        if name in result:
+            print(f"{name} {number(result[name]):.2f}")
 
 
 def read_threshold(text, classes):
-    """--threshold, a number or a file from tools/thresholds.py -> (K,). Raises InputError."""
+    """--threshold, a number or a file, -> (K,). The file is from tools/thresholds.py, with one
+    threshold or one for each class by name, or it is a table of eval.py. Raises InputError."""
     remedy = "a number in [0, 1] is needed, or a file from tools.thresholds for these classes"
     with explain_errors(f"--threshold {text}", remedy):
         if text.endswith(".json") or Path(text).is_file():
             content = json.loads(Path(text).read_bytes())
-            values = content["threshold"]
+            if "threshold" in content:
+                values = content["threshold"]
+            else:  # a table of eval.py
+                values = {name: row["threshold"] for name, row in content["classes"].items()}
         else:
             values = float(text)
+        if isinstance(values, list):
+            raise TypeError("a list of thresholds does not say which class each one is for")
         if isinstance(values, dict):
             values = [values[name] for name in classes]
         values = np.array(values, float)
@@ -389,9 +290,29 @@ def read_threshold(text, classes):
         return np.broadcast_to(values, len(classes))
 
 
+def threshold_logits(text, classes):
+    """--threshold in logits (K,). A file of tools/thresholds.py has them, too, because the
+    probabilities of a very sure model round to 1. Raises InputError."""
+    thresholds = read_threshold(text, classes).clip(0, 1)
+    if Path(text).is_file():
+        with explain_errors(f"--threshold {text}", "write it again with tools.thresholds"):
+            logits = json.loads(Path(text).read_bytes()).get("logit")
+            if isinstance(logits, dict):
+                logits = [logits[name] for name in classes]
+            if logits is not None:
+                return np.broadcast_to(np.array(logits, float), len(classes))
+    with np.errstate(divide="ignore"):  # at 0 and 1, they are infinite
+        return np.log(thresholds) - np.log1p(-thresholds)
+
+
+def probabilities(logits):
+    """A numpy array of logits -> float64 probabilities."""
+    return torch.from_numpy(logits).double().sigmoid().numpy()
+
+
 def check_output(path, others):
-    """Creates the file that will be written, which must not be one of the others. If it cannot be
-    written, raises InputError before the work starts."""
+    """Tries whether a file can be written, which must not be one of the others. If not, raises
+    InputError before the work starts."""
     if path is None:
         return
     with explain_errors(path, WRITE_REMEDY):
@@ -399,9 +320,12 @@ def check_output(path, others):
             if other and os.path.realpath(path) == os.path.realpath(other):
                 raise FileExistsError("another flag names the same file")
         Path(path).parent.mkdir(parents=True, exist_ok=True)
+        is_new = not Path(path).exists()
         open(path, "a").close()
+        if is_new:
+            os.remove(path)  # if the work fails, no empty file is left
 
 
 if __name__ == "__main__":
-    with distributed.program():
+    with distributed.program(MEMORY_REMEDY):
         main()

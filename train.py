@@ -22,67 +22,74 @@ the last epoch. With a val split, val is evaluated after each epoch. The result 
 best.pt.
 """
 import copy
-import json
 import math
-import time
 from functools import partial
-from pathlib import Path
 
 import torch
 from torch import nn
-from torch.optim import SGD, Adam, AdamW
-from torch.optim.lr_scheduler import (
-    ChainedScheduler,
-    CosineAnnealingLR,
-    LinearLR,
-    OneCycleLR,
-    StepLR,
-)
-from torch.optim.swa_utils import get_ema_multi_avg_fn
 
-from data import HAVE_DIFFICULT, Normalize, label_warnings, load_splits, make_loader
-from eval import metrics, predict
+from data import Normalize, label_warnings, load_splits, make_loader
+from eval import predict
 from lib import distributed
-from lib.checkpoint import fingerprint, read_checkpoint, refuse_changed_data, save
+from lib.checkpoint import fingerprint, read_checkpoint, save
 from lib.distributed import is_main, print_once
-from lib.errors import InputError, explain_errors
+from lib.errors import InputError
 from lib.models import (
-    batchnorms,
+    freeze_batchnorms,
     import_method,
     reported_weights,
     settings_for,
     starting_model,
-    statistics_held,
 )
-from lib.settings import read_command_line
-
-LOGGED = ("mAP", "head", "medium", "tail", "CF1", "OF1")  # after each epoch
+from lib.optimizer import average_decay, make_optimizer, make_schedule, update_average
+from lib.outputs import (
+    announce,
+    best_of,
+    continue_run,
+    epoch_in_words,
+    log_lines,
+    logged,
+    loss_unit,
+    machine,
+    output_folder,
+    print_result,
+    run_warnings,
+    start_log,
+    summary,
+    write_log,
+)
+from lib.progress import TrainingProgress
+from lib.settings import is_long_tailed, read_command_line
 
 
 def train(method, settings):
     """Trains `method` as `settings` say. Returns the last line of the log: the result."""
     device = distributed.start()  # under torchrun, one process per GPU
-    world_size = distributed.world_size()
     amp_dtype = distributed.autocast_dtype(device, settings.amp)  # None: float32
-    check_processes(settings, world_size)
+    check_processes(settings, distributed.world_size())
     out = output_folder(settings)
     torch.manual_seed(settings.seed)
 
     # Data. After each epoch, val is evaluated if there is one, else test.
     splits = load_splits(settings)
     train_set = splits["train"]
-    monitor = "test"
-    if "val" in splits:
-        monitor = "val"
+    monitor = "val" if "val" in splits else "test"
     train_loader = make_loader(train_set, settings, training=True)
     monitor_loader = make_loader(splits[monitor], settings, training=False)
-    class_counts = (train_set.targets == 1).sum(axis=0).tolist()
     normalize = Normalize(settings.mean, settings.std, device)
+    class_counts = (train_set.targets == 1).sum(axis=0).tolist()
+    tail_counts = class_counts if is_long_tailed(settings) else None  # head, medium, tail
 
-    # Model.
+    # Model, and the moving average of its weights (EMA).
     resuming = settings.resume and (out / "last.pt").is_file()
     model = starting_model(method, settings, train_set.classes, load_weights=not resuming)
     model.to(device, memory_format=torch.channels_last)
+    average = None
+    reported = model  # whose mAP is the result
+    if settings.ema > 0:
+        average = copy.deepcopy(model).requires_grad_(False)
+        if settings.report == "ema":
+            reported = average
 
     # Loss, optimizer, learning rate.
     loss_function, reduction = choose_loss(method, settings, class_counts, len(train_set), device)
@@ -91,189 +98,151 @@ def train(method, settings):
     optimizer = make_optimizer(groups, settings)
     schedule = make_schedule(optimizer, settings, steps_per_epoch=len(train_loader))
     scaler = torch.amp.GradScaler(device.type, enabled=amp_dtype == torch.float16)
-    parts = {"model": model, "optimizer": optimizer, "schedule": schedule, "scaler": scaler}
-
-    # The moving average of the weights (EMA), and which weights' mAP is the result.
-    reported = model
-    weights = "raw"
-    if settings.ema > 0:
-        average = copy.deepcopy(model).requires_grad_(False)
-        parts["ema"] = average
-        if settings.report == "ema":
-            reported = average
-            weights = "ema"
 
     # What runs a training step.
     network = model
-    if world_size > 1:  # parameters that never get a gradient are frozen: DDP would wait for them
+    if distributed.world_size() > 1:
         network = distributed.data_parallel(model, settings.image_size, device)
     if settings.compile:
         model.compile()  # in place, so `network` runs it too
-    norms = []
-    if settings.grad_checkpointing:
-        norms = batchnorms(model)
 
-    # Continue an earlier run after its last complete epoch.
-    fingerprints = {name: fingerprint(split, settings.root) for name, split in splits.items()}
-    history = []
+    # What a checkpoint holds. An earlier run continues after its last complete epoch.
+    parts = {"model": model, "ema": average, "optimizer": optimizer, "schedule": schedule,
+             "scaler": scaler}
+    run = {"settings": vars(settings), "machine": machine(device, amp_dtype),
+           "classes": train_set.classes, "class_counts": class_counts,
+           "fingerprints": {name: fingerprint(split, settings.root)
+                            for name, split in splits.items()},
+           "history": []}  # a line for each epoch
     if resuming:
-        history = continue_run(out, parts, fingerprints)
-    first_line = {"settings": vars(settings), "torch": torch.__version__, "device": str(device),
-                  "autocast": str(amp_dtype), "processes": world_size}
-    announce(settings, splits, resuming)
-    print_once(f"{world_size} x {device}, autocast {amp_dtype}, from epoch {len(history) + 1}")
+        run["history"] = continue_run(out, parts, run["fingerprints"])
     if is_main():
-        with explain_errors(out, "choose another --out"):
-            out.mkdir(parents=True, exist_ok=True)
-            write_log(out, [first_line] + history)  # fails here if OUT cannot be written
+        start_log(out, run)
+    announce(method, settings, splits, model, run)
+    print_warnings(settings, splits, len(train_loader))
+    progress = TrainingProgress(settings.epochs, train_loader, monitor_loader, loss_unit(method))
 
-    for epoch in range(len(history), settings.epochs):
-        start = time.time()
-        # Random numbers depend on seed, epoch and process rank, so --resume repeats them.
-        train_loader.sampler.set_epoch(epoch)  # the order
-        train_set.set_epoch(epoch)  # augmentations
-        # dropout; a hash of integers is the same in every process
-        torch.manual_seed(hash((settings.seed, epoch, distributed.rank())))
+    for epoch in range(len(run["history"]), settings.epochs):
+        progress.start_epoch()
+        seed_epoch(train_loader, settings.seed, epoch)
         network.train()
         if settings.freeze_bn:
-            for norm in batchnorms(model.backbone):
-                norm.eval()
-
-        # Train.
-        total_loss = 0.0
-        for step, (images, targets) in enumerate(train_loader, 1):
-            images = normalize(images)
-            targets = targets.to(device, non_blocking=True)
-
-            # forward and backward, in micro-batches where memory is short
-            step_loss = 0.0
-            for x, y in zip(images.chunk(settings.accumulate),
-                            targets.chunk(settings.accumulate)):
-                with torch.autocast(device.type, amp_dtype, enabled=amp_dtype is not None):
-                    logits = network(x)  # (B, K)
-                loss = loss_function(logits, y)  # it converts half-precision logits to float32
-                if reduction == "mean":
-                    # The sum over micro-batches is the batch's mean, if no label is unknown.
-                    loss = loss * len(x) / len(images)
-                else:
-                    loss = loss * world_size  # DistributedDataParallel takes the mean of gradients
-                # With --grad-checkpointing, backward() runs the forward pass again. This second
-                # pass must not update BatchNorm's running statistics.
-                with statistics_held(norms):
-                    scaler.scale(loss).backward()
-                step_loss = step_loss + loss.detach()
-
-            # update the weights, the learning rate and the average
-            if settings.clip_grad > 0:
-                scaler.unscale_(optimizer)
-                nn.utils.clip_grad_norm_(model.parameters(), settings.clip_grad)
-            scaler.step(optimizer)
-            scaler.update()
-            optimizer.zero_grad()
-            lr = optimizer.param_groups[0]["lr"]  # of this step
-            schedule.step()
-            if settings.ema > 0:
-                steps_before_start = settings.ema_start * len(train_loader)
-                updates_done = epoch * len(train_loader) + step - 1 - steps_before_start
-                decay = average_decay(settings.ema, settings.ema_warmup, updates_done)
-                update_average(average, model, decay)
-
-            # report every 50 steps: reading the loss waits for the GPU
-            total_loss = total_loss + step_loss
-            if step == 1 or step % 50 == 0 or step == len(train_loader):
-                mean_loss = float(total_loss) / step
-                if not math.isfinite(mean_loss):
-                    raise InputError(f"the loss is {mean_loss} in epoch {epoch + 1}: lower --lr, "
-                                     "set --clip-grad, or use --amp off")
-                print_once(f"epoch {epoch + 1}/{settings.epochs} step {step}/{len(train_loader)} "
-                           f"loss {mean_loss:.4f} lr {lr:.2e}")
-
-        # Evaluate. mean_loss and lr are those of the last report, after the last step.
-        mean_loss = sum(distributed.gather(mean_loss)) / world_size
-        line = {"epoch": epoch + 1, "loss": mean_loss, "lr": lr}
-        scores = predict(reported, monitor_loader, normalize, amp_dtype)  # (N, K)
-        line.update(summary(scores, splits[monitor], class_counts))
-        line["seconds"] = time.time() - start
-        history.append(line)
-
-        # Save and log.
+            freeze_batchnorms(model.backbone)
+        loss, lr = train_one_epoch(
+            network, average, train_loader, normalize, amp_dtype, loss_function, reduction,
+            optimizer, schedule, scaler, epoch, settings, progress)
+        logits = predict(reported, monitor_loader, normalize, amp_dtype)  # (N, K)
+        line = {"epoch": epoch + 1, "loss": loss, "lr": lr}
+        line.update(summary(logits, splits[monitor], tail_counts))
+        line["seconds"] = progress.end_epoch()
+        run["history"].append(line)
+        is_best = monitor == "val" and best_of(run["history"]) is line
         if is_main():
-            checkpoint = {"ema": None, "history": history, "settings": vars(settings),
-                          "classes": train_set.classes, "class_counts": class_counts,
-                          "fingerprints": fingerprints}
-            for name, part in parts.items():
-                checkpoint[name] = part.state_dict()
-            if monitor == "val" and best_of(history) is line:
-                save(checkpoint, out / "best.pt")
-            save(checkpoint, out / "last.pt")
-            write_log(out, [first_line] + history)
-        print_once(f"epoch {epoch + 1}, {monitor}: {in_words(line)}, {line['seconds']:.0f} s")
+            save_epoch(out, run, parts, is_best)
+        print_once(epoch_in_words(line, monitor, is_best))
 
     # The result. With a val split, the test split is used here, once, for the epoch that val chose.
-    file = out / "last.pt"
-    result = logged(history[-1])
-    tested_epoch = settings.epochs
+    result = logged(run["history"][-1])
+    result["checkpoint"] = str(out / "last.pt")
     if monitor == "val":
-        file = out / "best.pt"
-        distributed.wait_for_all()  # until the first process has written it
-        _, state = reported_weights(read_checkpoint(file))
-        reported.load_state_dict(state)
-        test_loader = make_loader(splits["test"], settings, training=False)
-        scores = predict(reported, test_loader, normalize, amp_dtype)
-        result = summary(scores, splits["test"], class_counts)
-        best = best_of(history)
-        tested_epoch = best["epoch"]
-        result["best_mAP_on_val"] = best["mAP"]
-        result["best_epoch_on_val"] = tested_epoch
-    result["weights"] = weights
-    result["checkpoint"] = str(file)
-    result["seconds"] = sum(line["seconds"] for line in history)
+        result = test_best_epoch(reported, out, run["history"], splits["test"], tail_counts,
+                                 settings, normalize, amp_dtype)
+    result["weights"] = "raw" if reported is model else "ema"
+    result["seconds"] = sum(line["seconds"] for line in run["history"])
     if is_main():
-        write_log(out, [first_line] + history + [result])
-    print_once(f"test: mAP {result['mAP']:.2f} (all-points AP), {weights} weights of epoch "
-               f"{tested_epoch}, {result['seconds']:.0f} s")
-    if settings.data in HAVE_DIFFICULT:
-        print_once(f"difficult objects of the test split: {settings.difficult}")
-    print_once(f"python eval.py --checkpoint {file}")
+        write_log(out, [*log_lines(run), result])
+    print_result(result, run["history"], settings)
     return result
 
 
-# --------------------------------------------------------------------------- optimizer and schedule
+def train_one_epoch(network, average, loader, normalize, amp_dtype, loss_function, reduction,
+                    optimizer, schedule, scaler, epoch, settings, progress):
+    """Trains `network` on all batches of `loader`, and updates `average`, a model or None.
 
-
-def make_optimizer(groups, settings):
-    """SGD with momentum, Adam or AdamW. The groups have their own learning rate and weight decay.
-
-    The onecycle schedule also changes momentum (Adam: beta1), from 0.95 to 0.85 and back.
+    Returns the mean loss of a step and the learning rate of the last one. Raises InputError if the
+    loss is not finite.
     """
-    if settings.optimizer == "sgd":
-        # Not fused: fused SGD fails where the scaler skips the first step.
-        return SGD(groups, lr=settings.lr, momentum=0.9)
-    if settings.optimizer == "adam":
-        return Adam(groups, lr=settings.lr, fused=True)
-    return AdamW(groups, lr=settings.lr, fused=True)
+    device = normalize.mean.device
+    total_loss = 0.0
+    for step, (images, targets) in enumerate(loader, 1):
+        images = normalize(images)  # uint8 -> float (B, 3, H, W), on the device
+        targets = targets.to(device, non_blocking=True)  # (B, K)
+
+        # forward and backward, in micro-batches where memory is short
+        step_loss = 0.0
+        for x, y in zip(images.chunk(settings.accumulate), targets.chunk(settings.accumulate)):
+            with torch.autocast(device.type, amp_dtype, enabled=amp_dtype is not None):
+                logits = network(x)  # (B, K)
+            loss = loss_function(logits, y)  # it converts half-precision logits to float32
+            if reduction == "mean":
+                # The sum over micro-batches is the batch's mean, if no label is unknown.
+                loss = loss * len(x) / len(images)
+            else:
+                # DistributedDataParallel takes the mean of gradients.
+                loss = loss * distributed.world_size()
+            scaler.scale(loss).backward()
+            step_loss = step_loss + loss.detach()
+
+        # update the weights, the learning rate and the average
+        if settings.clip_grad > 0:
+            scaler.unscale_(optimizer)
+            nn.utils.clip_grad_norm_(network.parameters(), settings.clip_grad)
+        scaler.step(optimizer)
+        scaler.update()
+        optimizer.zero_grad()
+        lr = optimizer.param_groups[0]["lr"]  # of this step
+        schedule.step()
+        if average is not None:
+            updates_done = (epoch - settings.ema_start) * len(loader) + step - 1
+            decay = average_decay(settings.ema, settings.ema_warmup, updates_done)
+            update_average(average, network, decay)
+
+        # report about every ten seconds: reading the loss waits for the GPU
+        total_loss = total_loss + step_loss
+        if progress.due() or step == len(loader):
+            mean_loss = float(total_loss) / step
+            if not math.isfinite(mean_loss):
+                raise InputError(f"the loss is {mean_loss} in epoch {epoch + 1}: lower --lr, "
+                                 "set --clip-grad, or use --amp off")
+            progress.show(epoch, step, mean_loss, lr)
+    return sum(distributed.gather(mean_loss)) / distributed.world_size(), lr
 
 
-def make_schedule(optimizer, settings, steps_per_epoch):
-    """A learning rate schedule that is updated after every step. It may be longer than training:
-    see settings.schedule_epochs."""
-    epochs = settings.schedule_epochs or settings.epochs
-    total_steps = epochs * steps_per_epoch
-    if settings.schedule == "onecycle":
-        peaks = [group["lr"] for group in optimizer.param_groups]
-        pct_start = settings.pct_start
-        if pct_start * total_steps == 1:  # OneCycleLR divides by pct_start * total_steps - 1
-            pct_start = pct_start * (1 - 1e-6)
-        return OneCycleLR(optimizer, peaks, total_steps, pct_start=pct_start)
+def seed_epoch(loader, seed, epoch):
+    """Random numbers depend on seed, epoch and process rank, so --resume repeats them."""
+    loader.sampler.set_epoch(epoch)  # the order
+    loader.dataset.set_epoch(epoch)  # augmentations
+    # dropout; a hash of integers is the same in every process
+    torch.manual_seed(hash((seed, epoch, distributed.rank())))
 
-    if settings.schedule == "step":
-        decay = StepLR(optimizer, settings.decay_epochs * steps_per_epoch, gamma=0.1)
-    else:
-        decay = CosineAnnealingLR(optimizer, total_steps)
-    warmup_steps = max(round(settings.warmup_epochs * steps_per_epoch), 1)
-    # The factor is (t + 1) / warmup_steps at step t = 0, 1, ..., then 1.
-    warmup = LinearLR(optimizer, 1 / warmup_steps, total_iters=warmup_steps - 1)
-    return ChainedScheduler([decay, warmup])  # their factors are multiplied
+
+def save_epoch(out, run, parts, is_best):
+    """Writes last.pt, best.pt if this epoch is the best so far, and the log."""
+    checkpoint = dict(run)
+    for name, part in parts.items():
+        checkpoint[name] = None
+        if part is not None:  # there may be no average
+            checkpoint[name] = part.state_dict()
+    if is_best:
+        save(checkpoint, out / "best.pt")
+    save(checkpoint, out / "last.pt")
+    write_log(out, log_lines(run))
+
+
+def test_best_epoch(model, out, history, test_set, counts, settings, normalize, amp_dtype):
+    """The metrics on the test split of best.pt, whose weights are loaded into `model`."""
+    file = out / "best.pt"
+    distributed.wait_for_all()  # until the first process has written it
+    _, state = reported_weights(read_checkpoint(file))
+    model.load_state_dict(state)
+    test_loader = make_loader(test_set, settings, training=False)
+    logits = predict(model, test_loader, normalize, amp_dtype)  # (N, K)
+    result = summary(logits, test_set, counts)
+    result["checkpoint"] = str(file)
+    best = best_of(history)
+    result["best_mAP_on_val"] = best["mAP"]
+    result["best_epoch_on_val"] = best["epoch"]
+    return result
 
 
 def choose_loss(method, settings, class_counts, num_images, device):
@@ -294,29 +263,12 @@ def choose_loss(method, settings, class_counts, num_images, device):
     return scaled_loss, method.REDUCTION
 
 
-def average_decay(ema, warmup, updates_done):
-    """The decay of the next update. Before the average starts, updates_done is negative and the
-    decay 0: it is a copy of the weights."""
-    if updates_done < 0:
-        return 0.0
-    if warmup:
-        return min(ema, (1 + updates_done) / (10 + updates_done))
-    return ema
-
-
-@torch.no_grad()
-def update_average(average, model, decay):
-    """average = decay * average + (1 - decay) * model, for weights and BatchNorm statistics."""
-    update = get_ema_multi_avg_fn(decay)  # in place, all tensors at once
-    update(floating_point_tensors(average), floating_point_tensors(model), None)  # None: not used
-
-
-def floating_point_tensors(model):
-    """Weights and statistics, without BatchNorm's counters."""
-    return [x for x in model.state_dict().values() if x.is_floating_point()]
-
-
-# ------------------------------------------------------------------------------ folder and messages
+def print_warnings(settings, splits, steps_per_epoch):
+    for name, split in splits.items():
+        for warning in label_warnings(split, name):
+            print_once(warning)
+    for warning in run_warnings(settings, len(splits["train"]), steps_per_epoch):
+        print_once(warning)
 
 
 def check_processes(settings, world_size):
@@ -329,83 +281,6 @@ def check_processes(settings, world_size):
                          f"{settings.data} --root {settings.root} --download")
     if settings.sync_bn and world_size > 1 and not torch.cuda.is_available():
         raise InputError("--sync-bn with several processes needs GPUs: leave it out")
-
-
-def output_folder(settings):
-    """Sets settings.out if it is not given. A new run never overwrites an earlier one."""
-    if not settings.out:
-        name = f"runs/{settings.model}-{settings.data}-{time.strftime('%Y%m%d-%H%M%S')}"
-        names = distributed.gather(name)
-        settings.out = names[0]  # all processes write to the folder of the first one
-    out = Path(settings.out)
-    for name in ("last.pt", "best.pt", "log.jsonl"):
-        if (out / name).exists() and not settings.resume:
-            raise InputError(f"{out / name} exists: --resume continues that run; another "
-                             "--out starts a new one")
-    return out
-
-
-def continue_run(out, parts, fingerprints):
-    """Loads OUT/last.pt into the parts of a run. Returns the lines of its epochs."""
-    last = out / "last.pt"
-    checkpoint = read_checkpoint(last)
-    with explain_errors(last, "damaged: start over, or restore a backup"):
-        refuse_changed_data(last, checkpoint["fingerprints"], fingerprints)
-        for name, part in parts.items():
-            part.load_state_dict(checkpoint[name])
-        history = checkpoint["history"]
-    if "val" in fingerprints and not (out / "best.pt").is_file():
-        raise InputError(f"{out / 'best.pt'} is missing: with a val split, --resume needs it, too")
-    return history
-
-
-def summary(scores, dataset, class_counts):
-    """The metrics that are logged. mAP is nan if all labels are unknown (VOC 2012's test)."""
-    result = logged(metrics(scores, dataset.targets, counts=class_counts))
-    if result["mAP"] is None:
-        result["mAP"] = math.nan
-    return result
-
-
-def logged(line):
-    """Those entries of the dictionary `line` that are named in LOGGED."""
-    result = {}
-    for name in LOGGED:
-        if name in line:
-            result[name] = line[name]
-    return result
-
-
-def in_words(line):
-    return " ".join(f"{name} {value:.2f}" for name, value in logged(line).items())
-
-
-def best_of(history):
-    """The line of the epoch with the highest mAP."""
-    return max(history, key=lambda line: line["mAP"])
-
-
-def write_log(out, lines):
-    """Rewrites the whole log, so that no epoch appears twice after a killed run is resumed."""
-    text = ""
-    for line in lines:
-        text += json.dumps(line) + "\n"
-    file = out / "log.jsonl"
-    with explain_errors(file, "make room, then --resume"):
-        file.write_text(text)
-
-
-def announce(settings, splits, resuming):
-    """Prints the settings, the recipe and the data."""
-    print_once(" ".join(f"{name}={value}" for name, value in vars(settings).items()))
-    if settings.resume and not resuming:
-        print_once("there is no last.pt yet: a new run starts, with this command line's settings")
-    if settings.note:
-        print_once(f"recipe: {settings.note}")
-    for name, split in splits.items():
-        print_once(f"{name}: {len(split)} images, {len(split.classes)} classes")
-        for warning in label_warnings(split, name):
-            print_once(warning)
 
 
 def main(argv=None):

@@ -10,7 +10,6 @@ import torch.nn.functional as F
 from timm.layers import DropPath, Mlp, QuickGELU, calculate_drop_path_rates
 from timm.models import build_model_with_cfg, generate_default_cfgs, register_model
 from torch import nn
-from torch.utils.checkpoint import checkpoint
 
 
 class Projection(nn.Module):
@@ -94,7 +93,6 @@ class Stage(nn.Module):
         self.cls_token = None
         if with_token:
             self.cls_token = nn.Parameter(0.02 * torch.randn(1, 1, d))
-        self.grad_checkpointing = False
 
     def forward(self, x):
         """(B, d_in, h, w) -> (B, d, H, W). The class token ends here: no method uses it."""
@@ -102,10 +100,7 @@ class Stage(nn.Module):
         if self.cls_token is not None:
             x = torch.cat([self.cls_token.expand(x.shape[0], -1, -1), x], 1)
         for block in self.blocks:
-            if self.grad_checkpointing and self.training:
-                x = checkpoint(block, x, grid, use_reentrant=False)
-            else:
-                x = block(x, grid)
+            x = block(x, grid)
         return x[:, -grid[0] * grid[1]:].transpose(1, 2).unflatten(2, grid)
 
 
@@ -125,10 +120,6 @@ class CvT(nn.Module):
         self.norm = nn.LayerNorm(d2)
         self.num_features = d2
         self.num_classes = 0
-
-    def set_grad_checkpointing(self, enable=True):
-        for stage in (self.stage0, self.stage1, self.stage2):
-            stage.grad_checkpointing = enable
 
     def forward_features(self, x):
         x = self.stage2(self.stage1(self.stage0(x)))

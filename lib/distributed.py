@@ -34,9 +34,12 @@ def stop():
 
 
 @contextmanager
-def program():
+def program(memory_remedy="--accumulate 2 saves memory at the same batch size"):
     """Wraps a program's main: an error that the user can fix ends in one line, and the process
-    group is left in any case."""
+    group is left in any case. memory_remedy: what helps if the device has too little memory."""
+    for stream in (sys.stdout, sys.stderr):
+        if hasattr(stream, "reconfigure"):  # names that the terminal cannot show do not stop it
+            stream.reconfigure(errors="backslashreplace")
     try:
         yield
     except InputError as error:
@@ -44,9 +47,18 @@ def program():
     except BrokenPipeError:  # what reads the output, such as `head`, has ended
         os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
         sys.exit(1)
+    except ValueError as error:
+        if "Expected more than 1 value per channel" not in str(error):
+            raise
+        sys.exit("error: BatchNorm needs more than one value per channel in each batch: a larger "
+                 "--batch-size, a smaller --accumulate, --drop-last, or --freeze-bn")
     except torch.OutOfMemoryError:
-        sys.exit("error: out of memory on the device: --accumulate 2 saves memory at the same "
-                 "batch size; --grad-checkpointing saves more, but is slower")
+        sys.exit(f"error: out of memory on the device: {memory_remedy}")
+    except RuntimeError as error:
+        if "DataLoader worker" not in str(error):
+            raise
+        sys.exit("error: a loading process was killed, most likely because memory was short: fewer "
+                 "--workers need less")
     finally:
         stop()
 
@@ -67,12 +79,12 @@ def is_main():
     return rank() == 0
 
 
-def print_once(text):
+def print_once(text, end="\n"):
     """Prints from the first process only. A full disk or a closed pipe does not stop training."""
     if not is_main():
         return
     try:
-        print(text, flush=True)
+        print(text, end=end, flush=True)
     except OSError as error:
         print(f"standard output has failed ({error}); the run goes on", file=sys.stderr)
         sys.stdout = open(os.devnull, "w")  # noqa: SIM115 (for the rest of the run)

@@ -2,7 +2,6 @@
 import copy
 import importlib
 import inspect
-from contextlib import contextmanager
 
 import timm
 import torch
@@ -96,9 +95,6 @@ def starting_model(method, settings, classes, load_weights=True):
         load_backbone(model.backbone, settings.weights)
     if load_weights and settings.init:
         load_matching(model, settings, classes)
-    if settings.grad_checkpointing:
-        with explain_errors("--grad-checkpointing", "this backbone does not have it: leave it out"):
-            model.backbone.set_grad_checkpointing()
     if settings.freeze_bn:
         norms = batchnorms(model.backbone)
         if not norms:
@@ -114,15 +110,10 @@ def batchnorms(module):
     return [layer for layer in module.modules() if isinstance(layer, _BatchNorm)]
 
 
-@contextmanager
-def statistics_held(norms):
-    """The running statistics of `norms` do not change inside this block."""
-    momenta = [norm.momentum for norm in norms]
-    for norm in norms:
-        norm.momentum = 0.0
-    yield
-    for norm, momentum in zip(norms, momenta):
-        norm.momentum = momentum
+def freeze_batchnorms(module):
+    """BatchNorm uses its running statistics, and does not change them, until module.train()."""
+    for norm in batchnorms(module):
+        norm.eval()
 
 
 def load_backbone(backbone, path):
@@ -143,7 +134,8 @@ def load_backbone(backbone, path):
 
 def load_matching(model, settings, classes):
     """--init: the weights that a checkpoint's run reports. If the classes differ, the tensors that
-    depend on them keep their random initial values. Raises InputError."""
+    depend on them, CLASS_TENSORS of the method, keep their random initial values. Raises
+    InputError."""
     path = settings.init
     checkpoint = read_checkpoint(path)
     if checkpoint["settings"].model != settings.model:
@@ -152,21 +144,32 @@ def load_matching(model, settings, classes):
     _, state = reported_weights(checkpoint)
     if not all(torch.is_tensor(tensor) for tensor in state.values()):
         raise InputError(f"{path}: its weights are not tensors: it is damaged")
+    initialized = {"text_features"}  # CPRFL's follow from the flags of this run
+    if classes != old_classes:
+        initialized.update(import_method(settings.model).CLASS_TENSORS)
     own = model.state_dict()
     loaded = {}
     for name, tensor in state.items():
-        # a guess by shape: outside the backbone, this length is the number of classes
-        of_classes = not name.startswith("backbone.") and len(old_classes) in tensor.shape
-        if name == "text_features" or (of_classes and classes != old_classes):
-            continue  # CPRFL's text features follow from the flags of this run
-        if name in own and own[name].shape == tensor.shape:
-            loaded[name] = tensor
-    result = model.load_state_dict(loaded, strict=False)
-    for name in result.missing_keys:
-        if name.startswith("backbone."):
+        if name in initialized or name not in own:
+            continue
+        if own[name].shape != tensor.shape and name.startswith("backbone."):
             raise InputError(f"{path}: its backbone, {checkpoint['settings'].backbone}, does not "
                              f"fit {settings.backbone}: check --backbone and --image-size")
+        if own[name].shape != tensor.shape:
+            raise InputError(f"{path}: {name} is {tuple(tensor.shape)} there, but "
+                             f"{tuple(own[name].shape)} here: repeat that run's flags that define "
+                             "the model, such as --d-model")
+        loaded[name] = tensor
+    result = model.load_state_dict(loaded, strict=False)
+    missing = [name for name in result.missing_keys if name not in initialized]
+    if any(name.startswith("backbone.") for name in missing):
+        raise InputError(f"{path}: its backbone, {checkpoint['settings'].backbone}, does not fit "
+                         f"{settings.backbone}: check --backbone and --image-size")
     print_once(f"{path}: {len(loaded)} tensors are loaded; initialized: {result.missing_keys}")
+    if missing:
+        print_once(f"warning: {len(missing)} of {len(own)} tensors are not in {path} and start "
+                   f"from random values, {missing[0]} first: repeat that run's flags that define "
+                   "the model")
 
 
 # -------------------------------------------------------------------------- a model of a checkpoint

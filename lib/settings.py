@@ -4,6 +4,7 @@ import inspect
 import math
 import os
 import re
+import shlex
 import sys
 from functools import partial
 from pathlib import Path
@@ -26,26 +27,16 @@ SAME_KIND = {  # data set -> the one whose recipe is used if a method has none f
 MAY_CHANGE = {"resume", "workers", "root", "out", "compile", "download"}  # when a run is resumed
 
 
-def read_command_line(argv, positional=None):
+def read_command_line(argv):
     """The method's module and the settings: recipe and flags or, with --resume, the stored ones.
 
     The settings are an argparse.Namespace: a name for each flag, `model` and `data` among them.
-    positional: names of further arguments -> help texts, as in tools/convert.py.
     """
     if argv is None:
         argv = sys.argv[1:]
-    # The method and the data set come first: the defaults of the other flags depend on them.
-    first = argparse.ArgumentParser(usage=USAGE, allow_abbrev=False, add_help=False)
-    first.add_argument("--model", choices=METHODS, default="csra")
-    first.add_argument("--data", choices=READERS)
-    chosen, _ = first.parse_known_args(argv)
-    method = import_method(chosen.model)
-    data = chosen.data or next(iter(method.RECIPES))
-
+    method, data = method_and_data(argv)
     recipe = recipe_for(method, data)
     parser = make_parser(method)
-    for name, help_text in (positional or {}).items():
-        parser.add_argument(name, help=help_text)
     parser.set_defaults(data=data, **recipe)
     settings = parser.parse_args(argv)
     given = flags_in(argv)
@@ -96,26 +87,81 @@ def recipe_for(method, data):
     return dict(method.RECIPES[name], note=f"the settings of {name}; no published figure")
 
 
+def method_and_data(argv):
+    """The method's module and the data set that a command line names: the defaults of all other
+    flags depend on them."""
+    parser = argparse.ArgumentParser(usage=USAGE, allow_abbrev=False, add_help=False)
+    add_what(parser)
+    chosen, _ = parser.parse_known_args(argv)
+    method = import_method(chosen.model)
+    return method, chosen.data or next(iter(method.RECIPES))
+
+
+def changed_settings(method, settings):
+    """In words: the settings that are not those of the recipe."""
+    parser = make_parser(method)
+    name = recipe_name(method, settings.data)
+    parser.set_defaults(**method.RECIPES.get(name, {}))
+    recipe = vars(parser.parse_args([]))
+    expected = {"model", "data", "root", "out", "note", "resume", "download", "workers"}
+    if name in ("csv", None):
+        expected |= {"mean", "std"}  # those of the backbone
+    changed = []
+    for key, value in vars(settings).items():
+        if key not in expected and value != recipe.get(key, value):
+            changed.append(f"{key}={value}")
+    return " ".join(changed)
+
+
+def is_long_tailed(settings):
+    """Whether the training split is a long-tailed one."""
+    return settings.data.endswith("-lt") or settings.long_tail > 0
+
+
+# ------------------------------------------------------------------------------------------- flags
+
+
+class HelpFormatter(argparse.ArgumentDefaultsHelpFormatter):
+    """Shows the defaults that say something."""
+
+    def _get_help_string(self, action):
+        if action.default in ("", None, (), False):
+            return action.help
+        return super()._get_help_string(action)
+
+
 def make_parser(method):
-    parser = argparse.ArgumentParser(usage=USAGE, allow_abbrev=False,
-                                     formatter_class=argparse.ArgumentDefaultsHelpFormatter)
-    flag = partial(add_flag, parser)
-    # what a recipe may set
-    flag("--model", "csra", "the method", choices=METHODS)
-    flag("--data", None, "the data set", choices=READERS)
-    flag("--backbone", "resnet101.tv_in1k", "a timm model name")
-    flag("--pretrained", True, "start from timm's pretrained weights")
-    flag("--image-size", 448, "side of the square input in pixels")
-    flag("--mean", (0.485, 0.456, 0.406), "of the input: r,g,b", kind=three_numbers)
-    flag("--std", (0.229, 0.224, 0.225), "of the input: r,g,b", kind=three_numbers)
+    """The flags of train.py for a method, in groups."""
+    parser = argparse.ArgumentParser(usage=USAGE, allow_abbrev=False, formatter_class=HelpFormatter,
+                                     add_help=False)
+    parser.set_defaults(note="")  # of a recipe: printed before training
+    group = parser.add_argument_group("what to train on what")
+    add_what(group)
+    add_data_flags(group)
+    flag = partial(add_flag, group)
     flag("--augment", (), "some of crop,flip,cutout,randaugment", kind=names)
     flag("--drop-unlabelled", False, "leave out images without a positive label")
-    flag("--difficult", "ignored", "how VOC's difficult objects count at test time",
-         choices=["ignored", "negative"])
     flag("--long-tail", 0.0,
          "make the training split long-tailed: most to least frequent class; 0: leave it as it is")
+    flag("--limit", 0, "train on N random images; 0: all")
+    flag("--download", False, "fetch the data into ROOT")
+
+    group = parser.add_argument_group("model")
+    add_model_flags(group)
+    flag = partial(add_flag, group)
+    flag("--pretrained", True, "start from timm's pretrained weights")
+    flag("--weights", "", "a file with the backbone's weights, instead of timm's")
+    flag("--init", "", "a checkpoint to start from, even one with different classes")
+    flag("--freeze-bn", False, "keep the backbone's BatchNorms as pretrained")
+
+    group = parser.add_argument_group(f"{method.__name__}'s own settings")
+    add_keywords(group, method, method.build)
+    add_keywords(group, method, method.loss)
+    add_keywords(group, method, method.param_groups)
+
+    flag = partial(add_flag, parser.add_argument_group("training"))
     flag("--loss", "", "train with this loss instead of the method's own, at the same scale",
-         choices=["", "asl", "focal", "bce", "db"])
+         choices=["asl", "focal", "bce", "db"])
     flag("--optimizer", "adamw", "torch's optimizer", choices=["sgd", "adam", "adamw"])
     flag("--lr", 1e-4, "learning rate")
     flag("--weight-decay", 1e-4, "L2 penalty; adamw: decoupled")
@@ -135,55 +181,68 @@ def make_parser(method):
     flag("--ema-start", 0, "the average starts after N epochs, as a copy of the weights")
     flag("--report", "ema", "the weights whose mAP is the result; without --ema, raw",
          choices=["ema", "raw"])
-    parser.set_defaults(note="")  # of a recipe: printed before training
-    # how and where to run
-    flag("--weights", "", "a file with the backbone's weights, instead of timm's")
-    flag("--init", "", "a checkpoint to start from, even one with different classes")
-    flag("--root", "", "folder of the data set")
-    flag("--out", "", "folder of the run")
     flag("--seed", 0, "the seed of all random numbers")
+
+    group = parser.add_argument_group("how and where to run")
+    group.add_argument("-h", "--help", action="help", help="show this text")
+    flag = partial(add_flag, group)
+    flag("--out", "", "folder of the run; else runs/METHOD-DATA-TIME")
+    flag("--resume", False, "continue from OUT/last.pt")
     flag("--workers", -1, "loading processes; -1: automatic")
     flag("--amp", "auto", "the dtype of autocast", choices=["auto", "off", "bf16", "fp16"])
     flag("--compile", False, "use torch.compile")
     flag("--accumulate", 1, "gradient accumulation: micro-batches per step, to save memory")
-    flag("--grad-checkpointing", False, "compute activations twice, to save memory")
     flag("--sync-bn", False, "BatchNorm statistics over all processes")
-    flag("--freeze-bn", False, "keep the backbone's BatchNorms as pretrained")
-    flag("--limit", 0, "train on N random images; 0: all")
-    flag("--resume", False, "continue from OUT/last.pt")
-    flag("--download", False, "fetch the data into ROOT")
-    # of the method: the keyword arguments of its functions
-    add_keywords(parser, method.build, "a setting of the model: see the method's file")
-    add_keywords(parser, method.loss, "a setting of the loss: see the method's file")
-    add_keywords(parser, method.param_groups,
-                 "a setting of the optimizer: see the method's file")
     return parser
 
 
-def add_keywords(parser, function, help_text):
-    """A flag for each keyword argument of `function` that has a default."""
+def add_what(group):
+    group.add_argument("--model", choices=METHODS, default="csra", help="the method")
+    group.add_argument("--data", choices=READERS, help="the data set")
+
+
+def add_data_flags(group):
+    """Those that a converted checkpoint needs, too."""
+    add_flag(group, "--root", "", "folder of the data set")
+    add_flag(group, "--difficult", "ignored", "how VOC's difficult objects count at test time",
+             choices=["ignored", "negative"])
+
+
+def add_model_flags(group):
+    """Those that a converted checkpoint needs, too."""
+    add_flag(group, "--backbone", "resnet101.tv_in1k", "a timm model name")
+    add_flag(group, "--image-size", 448, "side of the square input in pixels")
+    add_flag(group, "--mean", (0.485, 0.456, 0.406), "of the input: r,g,b", kind=three_numbers)
+    add_flag(group, "--std", (0.229, 0.224, 0.225), "of the input: r,g,b", kind=three_numbers)
+
+
+def add_keywords(group, method, function):
+    """A flag for each keyword argument of a method's function that has a default. method.HELP says
+    what it is."""
+    texts = getattr(method, "HELP", {})
     for parameter in inspect.signature(function).parameters.values():
         default = parameter.default
         if default is parameter.empty or parameter.name == "reduction":
             continue
         flag = "--" + parameter.name.replace("_", "-")
+        text = texts.get(parameter.name, f"see {method.__name__}.py")
         # None without that annotation: an int or a bool
         if default is None and parameter.annotation != str | None:
-            add_flag(parser, flag, default, help_text, kind=literal)
+            add_flag(group, flag, default, text, kind=literal)
         else:
-            add_flag(parser, flag, default, help_text)
+            add_flag(group, flag, default, text)
 
 
-def add_flag(parser, flag, default, help_text, kind=str, choices=None):
+def add_flag(group, flag, default, text, kind=str, choices=None):
     """The default decides. A bool makes --flag and --no-flag. A number sets the type and the lowest
     value, 0 or the default if that is negative. Otherwise, `kind` turns the text into a value."""
     if isinstance(default, bool):
-        parser.add_argument(flag, default=default, help=help_text,
-                            action=argparse.BooleanOptionalAction)
+        group.add_argument(flag, default=default, help=text,
+                           action=argparse.BooleanOptionalAction)
         return
     if isinstance(default, int | float):
         kind = at_least(min(default, 0), type(default))
-    parser.add_argument(flag, default=default, help=help_text, type=kind, choices=choices)
+    group.add_argument(flag, default=default, help=text, type=kind, choices=choices)
 
 
 def flags_in(argv):
@@ -207,8 +266,8 @@ def at_least(low, kind):
     """A type for argparse: text -> a number, an int or a float, of at least `low`."""
     def parse(text):
         value = kind(text)
-        if not value >= low:  # also nan
-            raise argparse.ArgumentTypeError(f"{text}: must be at least {low}")
+        if not low <= value < 2 ** 31:  # also nan; seeds and sizes must fit into 64 bits
+            raise argparse.ArgumentTypeError(f"{text}: must be at least {low}, and below 2^31")
         return value
     parse.__name__ = kind.__name__  # argparse prints it
     return parse
@@ -245,6 +304,10 @@ def stored_settings(last, settings, given):
         value = getattr(settings, name)
         if name in MAY_CHANGE:
             setattr(stored, name, value)
+        elif name == "epochs" and stored.epochs != value:
+            raise InputError(f"{last} is of a run of {stored.epochs} epochs, and its schedule with "
+                             f"it: to train longer, use --init {shlex.quote(str(last))} with "
+                             "another --out")
         elif getattr(stored, name, None) != value:
             raise InputError(f"{last} was made with other settings for {name}: leave this flag out "
                              "to resume, or start over with another --out")

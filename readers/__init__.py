@@ -31,6 +31,7 @@ DOWNLOADS = {
     "coco-lt": partial(longtail.download, name="coco"),
     "voc-lt": partial(longtail.download, name="voc"),
 }
+HAVE_DIFFICULT = ("voc2007", "voc2012")  # with objects that are marked as difficult
 CLASSES = {  # of data sets with files, if the classes are known without the files
     "voc2007": voc.CLASSES,
     "voc2012": voc.CLASSES,

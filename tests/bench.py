@@ -271,7 +271,7 @@ def steps_of(name, method, s, way, compiled, images, targets):
     dtype = autocast_dtype(device, "auto") if ours else plain_type
     if ours:
         average = copy.deepcopy(model).requires_grad_(False)
-        update_average = partial(train.update_average, average, model, 0.999, 10 ** 6)
+        update_average = partial(train.update_average, average, model, 0.999)
     else:
         average = AveragedModel(model, avg_fn=lambda old, new, _: 0.999 * old + 0.001 * new)
         update_average = partial(average.update_parameters, model)

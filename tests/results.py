@@ -174,7 +174,7 @@ def evaluated(args, command, *flags):
         with tempfile.TemporaryDirectory() as temporary:
             best = str(folder(args, command) / "best.pt")
             python(args, "eval.py", "--checkpoint", best, *flags, "--out", f"{temporary}/a.json")
-            return without_lists(json.loads(Path(temporary, "a.json").read_text()))
+            return without_classes(json.loads(Path(temporary, "a.json").read_text()))
     return kept(f"{command}: eval.py {' '.join(flags)}", make)
 
 
@@ -190,12 +190,12 @@ def evaluated_tuned(args, command):
             python(args, "-m", "tools.thresholds", "--checkpoint", str(best), "--split", "val",
                    "--out", threshold)
             python(args, "eval.py", "--checkpoint", str(best), "--threshold", threshold, "--out", table)
-            return without_lists(json.loads(Path(table).read_text()))
+            return without_classes(json.loads(Path(table).read_text()))
     return kept(f"{command}: {TUNED}", make)
 
 
-def without_lists(table):
-    return {name: value for name, value in table.items() if not isinstance(value, list)}
+def without_classes(table):
+    return {name: value for name, value in table.items() if name != "classes"}
 
 
 # ---------------------------------------------------------------------------------------- what runs

@@ -1,14 +1,18 @@
 """The losses against the released loss's figures, torch's own, and loops of the equations."""
+import inspect
 import math
+import re
+from functools import partial
 
 import pytest
 import torch
 import torch.nn.functional as F
-from conftest import PARITY, print_difference
+from conftest import HERE, PARITY, print_difference
 
 import asl
 from asl import asymmetric_loss
-from lib.released import convert
+from lib.settings import read_command_line
+from tools.released import convert
 
 
 @pytest.mark.parametrize("row", PARITY["asl"]["rows"])
@@ -170,9 +174,9 @@ def test_reductions_and_margins_that_make_no_sense_are_errors():
     z, y = torch.zeros(2, 3), torch.ones(2, 3)
     with pytest.raises(ValueError, match="reduction='average'"):
         asymmetric_loss(z, y, reduction="average")
-    for clip in (1, -0.1):
+    for margin in (1, -0.1):
         with pytest.raises(ValueError, match="margin"):
-            asymmetric_loss(z, y, clip=clip)
+            asymmetric_loss(z, y, margin=margin)
 
 
 def test_a_model_in_half_precision():
@@ -187,3 +191,123 @@ def test_the_classifier_starts_as_released():
         model = asl.build(range(80), backbone="resnet18", pretrained=False, image_size=64, **more)
         assert model.head.weight.std().item() == pytest.approx(std, rel=0.05)
     assert asl.RECIPES["scenes"]["head_std"] == 0.1 and "head_std" not in asl.RECIPES["coco2014"]
+
+
+def test_the_example_in_the_header():
+    tables = [re.split(r"  +", line) for line in asl.__doc__.splitlines()]
+    p, *rows = [cells[1:] for cells in tables if len(cells) == 7 and not cells[1].startswith("Eq")]
+    losses = {"cross-entropy": {"gamma_neg": 0, "margin": 0},
+              "focal loss, gamma 2": {"gamma_neg": 2, "margin": 0, "detach": False},
+              "ASL": {}, "ASL, detach=False": {"detach": False}}
+    assert p[0] == "p" and [name for name, *_ in rows] == list(losses)
+    for name, *slopes in rows:
+        z = torch.logit(torch.tensor([float(x) for x in p[1:]])).requires_grad_()
+        asymmetric_loss(z, torch.zeros(5), **losses[name]).backward()
+        assert slopes == [f"{slope + 0:.3f}" for slope in z.grad.tolist()]  # no -0.000
+
+    text = " ".join(asl.__doc__.split())
+    y = torch.tensor([1.] * 3 + [0] * 77)
+    for settings, sentence in ((losses["cross-entropy"], "they make {} % of the gradient of cross-"),
+                               ({}, "the negatives make {} % of the gradient.")):
+        z = torch.zeros(80, requires_grad=True)
+        asymmetric_loss(z, y, **settings).backward()
+        share = z.grad[3:].abs().sum() / z.grad.abs().sum()
+        assert sentence.format(round(100 * share.item())) in text
+
+
+LOSSES = {
+    "asl": asymmetric_loss, "with gamma+": partial(asymmetric_loss, gamma_pos=1, detach=False),
+    "bce": asl.binary_cross_entropy, "focal": asl.focal_loss,
+    "db": partial(asl.distribution_balanced_loss, class_freq=[9, 50, 3, 7, 20])}
+
+
+@pytest.mark.parametrize("name", LOSSES)
+def test_soft_labels_mix_the_two_losses(name):
+    z, y = torch.randn(4, 5), torch.rand(4, 5)
+
+    def each(y):
+        loss = LOSSES[name](z, y, reduction="none")
+        if name == "db":  # its weight depends on all labels of an image
+            n = torch.tensor([9, 50, 3, 7, 20])
+            loss = loss / asl.rebalanced_weight(y, n, alpha=0.1, beta=10, mu=0.3)
+        return loss
+    expected = y * each(torch.ones(4, 5)) + (1 - y) * each(torch.zeros(4, 5))
+    torch.testing.assert_close(each(y), expected)
+    known = torch.rand(4, 5) < 0.7
+    with_unknown = torch.where(known, y, -1)
+    torch.testing.assert_close(each(with_unknown), expected * known)
+    total = LOSSES[name](z, with_unknown, reduction="none").sum()
+    mean = LOSSES[name](z, with_unknown, reduction="mean")
+    torch.testing.assert_close(mean, total / known.sum())
+
+
+def test_rebalanced_weight_takes_soft_labels():
+    """Half a label is half a chance that the image is drawn for it."""
+    n = torch.tensor([10., 4])
+    r = (1 / n) / (0.5 / n[0] + 1 / n[1])
+    weight = asl.rebalanced_weight(torch.tensor([[0.5, 1]]), n, alpha=0.1, beta=10, mu=0.3)
+    torch.testing.assert_close(weight, 0.1 + torch.sigmoid(10 * (r - 0.3))[None])
+
+
+@pytest.mark.parametrize("name", LOSSES)
+@pytest.mark.parametrize("shape", [(5,), (4, 1), (1, 5), (4, 5, 1)])
+def test_targets_of_another_shape_are_errors(name, shape):
+    with pytest.raises(ValueError, match=re.escape(f"targets {shape}: both must be (B, K)")):
+        LOSSES[name](torch.randn(4, 5), torch.zeros(shape))
+    with pytest.raises(ValueError, match="both must be"):
+        LOSSES[name](torch.randn(4, 1), torch.zeros(4))
+
+
+@pytest.mark.parametrize("class_freq", [[3], [3, 4, 5, 6], 3.0, [[1, 2, 3, 4, 5]]])
+def test_class_counts_of_another_length_are_errors(class_freq):
+    with pytest.raises(ValueError, match="a number of images for each class"):
+        asl.distribution_balanced_loss(torch.randn(4, 5), torch.zeros(4, 5), class_freq)
+
+
+@pytest.mark.parametrize("margin", [2e-3, 1e-3, 9e-4, 1e-6, 1e-8, 1e-20, 1e-45, 5e-324])
+@pytest.mark.parametrize("detach", [True, False])
+def test_tiny_margins(margin, detach):
+    """In float32, 1 - p_m would round to 0. The right value is that of 1 - p + m in float64."""
+    z = torch.tensor([100., 60, 40, 20, 17, 5, 0, -20, -100], requires_grad=True)
+    for gamma in (4, 0):
+        each = asymmetric_loss(z, torch.zeros(9), gamma, 0, margin, detach, reduction="none")
+        gradient, = torch.autograd.grad(each.sum(), z)
+        assert gradient.isfinite().all()
+        for k, logit in enumerate(z.tolist()):
+            not_p_m = min(1 / (1 + math.exp(logit)) + margin, 1)
+            expected = -(1 - not_p_m) ** gamma * math.log(not_p_m)
+            assert each[k].item() == pytest.approx(expected, rel=1e-5, abs=1e-7)
+
+
+@pytest.mark.parametrize("gamma", [0.5, 0, 1, 2])
+def test_distribution_balanced_loss_has_finite_gradients(gamma):
+    """With gamma below 1, the slope of the focal weight is infinite where the loss is 0."""
+    z = torch.tensor([[100., -100, 30, -30, 0]] * 2, requires_grad=True)
+    y = torch.tensor([[1] * 5, [0] * 5])
+    loss = asl.distribution_balanced_loss(z, y, [5, 6, 7, 8, 9], gamma=gamma)
+    loss.backward()
+    assert loss.isfinite() and z.grad.isfinite().all()
+    small = torch.randn(2, 5, dtype=torch.float64, requires_grad=True)
+    assert torch.autograd.gradcheck(
+        lambda z: asl.distribution_balanced_loss(z, y, [5, 6, 7, 8, 9], gamma=gamma), small)
+
+
+def test_help_covers_the_keywords():
+    keywords = set()
+    for function in (asl.build, asl.loss, asl.param_groups):
+        for parameter in inspect.signature(function).parameters.values():
+            if parameter.default is not parameter.empty:
+                keywords.add(parameter.name)
+    assert asl.HELP.keys() == keywords - {"reduction"}
+    assert not any("%" in text for text in asl.HELP.values())  # argparse would format it
+
+
+def test_rows_of_table_2_are_commands():
+    """The flags that the file's end names give the losses of the paper's rows."""
+    text = (HERE.parent / "asl.py").read_text("utf-8")
+    rows = dict(re.findall(r"^#       ([a-z -]+?) +\d\d\.\d(?: mAP)? +(--.+)$", text, re.MULTILINE))
+    expected = {"cross-entropy": (0, 0, 0), "focusing": (3, 0, 0), "margin": (2, 2, 0.3)}
+    assert rows.keys() == {*expected, "focal loss"} and rows["focal loss"] == "--loss focal"
+    for name, (gamma_neg, gamma_pos, margin) in expected.items():
+        _, s = read_command_line(["--model", "asl", "--data", "coco2014", *rows[name].split()])
+        assert (s.gamma_neg, s.gamma_pos, s.margin) == (gamma_neg, gamma_pos, margin)

@@ -25,8 +25,8 @@ from torch import nn
 import cprfl
 import train
 from lib.models import model_of
-from lib.released import convert
 from lib.settings import read_command_line
+from tools.released import convert
 
 CLASSES = ["cat", "traffic_light", "dog"]
 

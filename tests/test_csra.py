@@ -1,4 +1,7 @@
 """CSRA against the released model's figures and against its equations, written as loops."""
+import inspect
+import re
+from argparse import Namespace
 
 import pytest
 import torch
@@ -12,7 +15,9 @@ from conftest import (
 )
 
 import csra
-from lib.released import convert
+import eval as evaluation
+from lib.errors import InputError
+from tools.released import convert
 
 
 @pytest.mark.parametrize("entry", PARITY["csra"])
@@ -110,3 +115,115 @@ def test_residual_is_the_papers_trick():
     s = torch.randn(2, 3, 7)
     expected = torch.stack([row.mean(-1) + 0.3 * row.max(-1).values for row in s])
     torch.testing.assert_close(csra.residual(s, 0.3), expected)
+
+
+def test_the_example_in_the_header():
+    y_raw = torch.tensor([[4., 0, 0, 0], [1, 1, 1, 1]])  # object and haze
+    average = y_raw.mean(-1)
+    assert average.tolist() == [1, 1] and "p = 0.73 to both" in csra.__doc__
+    assert f"{torch.sigmoid(average[0]):.2f}" == "0.73"
+    tables = [re.split(r"  +", line) for line in csra.__doc__.splitlines()]
+    header, of_object, of_haze = (
+        next(cells[1:] for cells in tables if cells[1:2] == [name]) for name in ("T", "object", "haze"))
+    assert header == ["T", "0", "1", "2", "infinity", "lambda", "0", "0.1", "1"]
+    for k, cells in enumerate((of_object, of_haze)):
+        found = []
+        for T in (0, 1, 2, csra.INF):
+            found.append((csra.spatial_attention(y_raw, T) * y_raw).sum(-1)[k])
+        for lam in (0, 0.1, 1):
+            found.append(average[k] + lam * found[1])
+        assert [f"{number:.2f}" for number in found] == cells[1:5] + cells[6:]
+    flat = torch.tensor([0.5, 0, 0, 0])
+    weights = [f"{csra.spatial_attention(flat, T)[0]:.2f}" for T in (1, 4, 7)]
+    text = " ".join(csra.__doc__.split())
+    assert "is {} at T = 1, {} at T = 4 and {} at T = 7".format(*weights) in text
+
+
+def test_pooling_scores_equals_pooling_features():
+    """Eq. 3 to 6 as they stand: the feature of each class, then its logit."""
+    x = torch.randn(2, 7, 3, 4, dtype=torch.float64)
+    head = csra.CSRAHead(7, 5, heads=4, lam=0.3).double()
+    y = 0
+    for m, s in zip(head.weight, head.attention(x).unbind(1)):  # m (K, d), s (B, K, H, W)
+        a = torch.einsum("bkhw,bdhw->bkd", s, x)
+        f = x.mean((2, 3))[:, None] + 0.3 * a
+        y = y + torch.einsum("kd,bkd->bk", m / m.norm(dim=1, keepdim=True), f)
+    torch.testing.assert_close(head(x), y)
+
+
+def test_infinite_temperature_is_the_maximum():
+    y_raw = torch.tensor([[1., 5, 2], [3, 3, 0]], requires_grad=True)  # also with equal scores
+    s = csra.spatial_attention(y_raw, csra.INF)
+    assert s.tolist() == [[0, 1, 0], [1, 0, 0]]
+    attended = (s * y_raw).sum(-1)
+    assert torch.equal(attended, y_raw.amax(-1))
+    attended.sum().backward()
+    assert torch.equal(y_raw.grad, s)
+
+
+def test_loss_takes_soft_labels():
+    z, y = torch.randn(4, 5), torch.rand(4, 5)
+    known = torch.rand(4, 5) < 0.7
+    ones, zeros = torch.ones(4, 5), torch.zeros(4, 5)
+    bce = torch.nn.functional.binary_cross_entropy_with_logits
+    each = y * bce(z, ones, reduction="none") + (1 - y) * bce(z, zeros, reduction="none")
+    torch.testing.assert_close(csra.loss(z, y), each.mean())
+    torch.testing.assert_close(csra.loss(z, torch.where(known, y, -1)), each[known].mean())
+
+
+@pytest.mark.parametrize("shape", [(5,), (4, 1), (1, 5), (4, 5, 1)])
+def test_loss_refuses_targets_of_another_shape(shape):
+    with pytest.raises(ValueError, match=re.escape(f"targets {shape}: both must be (B, K)")):
+        csra.loss(torch.randn(4, 5), torch.zeros(shape))
+    with pytest.raises(ValueError, match="both must be"):
+        csra.loss(torch.randn(4, 1), torch.zeros(4))
+
+
+def test_head_says_what_it_expects():
+    head = csra.CSRAHead(8, 6)
+    for shape in ((2, 9, 8), (2, 8), (2, 3, 3, 8)):  # tokens, a pooled feature, NHWC
+        for call in (head, head.attention):
+            with pytest.raises(ValueError, match=r"a map \(B, 8, H, W\) is needed"):
+                call(torch.randn(shape))
+    tokens = torch.randn(2, 9, 8)
+    assert head(tokens.transpose(1, 2).unflatten(2, (3, 3))).shape == (2, 6)  # as the message says
+
+
+def test_help_covers_the_keywords():
+    keywords = set()
+    for function in (csra.build, csra.loss, csra.param_groups):
+        for parameter in inspect.signature(function).parameters.values():
+            if parameter.default is not parameter.empty:
+                keywords.add(parameter.name)
+    assert csra.HELP.keys() == keywords
+    assert not any("%" in text for text in csra.HELP.values())  # argparse would format it
+
+
+def test_residual_fits_pooled_linear_classifiers_only():
+    csra.check_residual(Namespace(model="asl"))
+    csra.check_residual(Namespace(model="csra", lam=0))
+    for settings in (Namespace(model="csra", lam=0.1), Namespace(model="q2l")):
+        with pytest.raises(ValueError, match="pooled linear classifier"):
+            csra.check_residual(settings)
+
+
+@pytest.mark.parametrize("heads", [1, 2])
+def test_residual_adds_the_maximum_of_each_head(heads):
+    model = csra.build(["a", "b", "c"], backbone="test_resnet", pretrained=False, image_size=64,
+                       heads=heads, lam=0).eval()
+    images = torch.randn(2, 3, 64, 64)
+    x = model.features(images)
+    m = torch.nn.functional.normalize(model.head.weight, dim=-1)  # (heads, K, d)
+    y_raw = torch.einsum("nkd,bdhw->bnkhw", m, x)
+    expected = (y_raw.mean((3, 4)) + 0.3 * y_raw.amax((3, 4))).sum(1)
+    torch.testing.assert_close(csra.Residual(model, 0.3)(images), expected)
+    torch.testing.assert_close(csra.Residual(model, 0)(images), model(images))
+
+
+def test_residual_is_refused_before_the_model_is_loaded(tmp_path, monkeypatch):
+    settings = {"model": "csra", "lam": 0.1}
+    torch.save({"model": {}, "ema": None, "classes": ["a"], "class_counts": [1],
+                "settings": settings}, tmp_path / "last.pt")
+    monkeypatch.setattr(evaluation, "reported_weights", None)  # the next step
+    with pytest.raises(InputError, match="--residual: it needs a pooled linear classifier"):
+        evaluation.Evaluation(tmp_path / "last.pt", residual=0.3)

@@ -11,7 +11,7 @@ from PIL import Image, ImageColor
 
 import data
 from data import InputError, load
-from eval import head_medium_tail
+from lib.metrics import head_medium_tail
 from readers import images, longtail, scenes, voc
 from readers.images import read_image
 from tools import check

@@ -2,6 +2,7 @@
 import argparse
 import json
 import re
+import shutil
 import time
 
 import numpy as np
@@ -15,13 +16,13 @@ import asl
 import data
 import eval as evaluation
 from data import InputError
-from eval import KINDS, average_precision, metrics
-from lib import heatmaps
+from lib import metrics as metrics_file
+from lib.metrics import KINDS, average_precision, metrics
 from lib.models import build_model
 from lib.settings import read_command_line
 from readers import voc
 from readers.scenes import draw as draw_scene
-from tools import predict, thresholds, voc_server
+from tools import heatmaps, predict, thresholds, voc_server
 from tools.thresholds import best_threshold
 
 
@@ -47,6 +48,7 @@ def brute_force_ap(scores, targets, kind):
 
 
 def brute_force_table(scores, targets, threshold):
+    """In percent. Lists of each class; None for a class without positives."""
     result = {}
     for suffix in ("", "_3"):
         counts = []
@@ -60,6 +62,12 @@ def brute_force_table(scores, targets, threshold):
                 tp += yes and targets[i, k] == 1
                 predicted += yes and targets[i, k] >= 0
             counts.append((tp, predicted, positives))
+        if suffix == "":
+            for tp, predicted, positives in counts:
+                p, r = tp / max(predicted, 1), tp / max(positives, 1)
+                row = {"precision": p, "recall": r, "F1": 2 * p * r / (p + r) if tp else 0}
+                for name, value in row.items():
+                    result.setdefault(name, []).append(value if positives else None)
         have = [c for c in counts if c[2]] or [(0, 0, 1)]
         tp, predicted, positives = map(sum, zip(*counts))
         for name, p, r in (
@@ -68,7 +76,8 @@ def brute_force_table(scores, targets, threshold):
                 ("O", tp / predicted if predicted else 0, tp / positives if positives else 0)):
             result |= {f"{name}P{suffix}": p, f"{name}R{suffix}": r,
                        f"{name}F1{suffix}": 2 * p * r / (p + r) if p + r else 0}
-    return {name: 100 * value for name, value in result.items()}
+    return {name: [None if v is None else 100 * v for v in value] if isinstance(value, list)
+            else 100 * value for name, value in result.items()}
 
 
 def random_case(rng):
@@ -91,6 +100,63 @@ def test_metrics_match_their_definitions():
         result, expected = metrics(scores, targets), brute_force_table(scores, targets, 0.5)
         for name, value in expected.items():
             assert result[name] == pytest.approx(value, abs=1e-9), name
+
+
+def test_the_example_at_the_head_is_right():
+    text = metrics_file.__doc__
+    rows = {name: re.search(rf"^    {name} +([\d./ ]+)$", text, re.MULTILINE)[1].split()
+            for name in ("score", "target", "recall", "precision", "envelope")}
+    scores, targets = np.array(rows["score"], float), np.array(rows["target"], int)
+    for n in range(4):
+        assert rows["precision"][n] == f"{targets[:n + 1].sum()}/{n + 1}"
+        assert rows["recall"][n] == f"{targets[:n + 1].sum()}/3"
+        assert eval(rows["envelope"][n]) == max(map(eval, rows["precision"][n:]))
+    for kind in KINDS:
+        formula, value = re.findall(rf"^    {kind} +(\(.*\) / \d+) += ([\d.]+)", text, re.MULTILINE)[0]
+        assert eval(formula.replace("x", "*")) == pytest.approx(float(value), abs=5e-4)
+        found = average_precision(scores[:, None], targets[:, None], kind)
+        assert found[0] == pytest.approx(float(value), abs=5e-4)
+
+
+def test_the_file_can_be_copied(tmp_path):
+    """It needs numpy alone."""
+    shutil.copy(metrics_file.__file__, tmp_path / "copied.py")
+    (tmp_path / "use.py").write_text(
+        "import sys\nfrom copied import metrics\n"
+        "print(metrics([[0.9], [0.2]], [[1], [0]])['mAP'], 'torch' in sys.modules)\n")
+    assert run("use.py", cwd=tmp_path) == "100.0 False\n"
+
+
+def test_logits_are_scores_too():
+    """Any monotone change of the scores leaves AP as it is, also where a sigmoid rounds to 1."""
+    rng = np.random.default_rng(5)
+    logits, targets = rng.normal(0, 4, (60, 5)), rng.integers(-1, 2, (60, 5))
+    expected = metrics(1 / (1 + np.exp(-logits)), targets, 0.3)
+    cut = np.log(0.3 / 0.7)
+    for name, value in metrics(logits, targets, cut).items():
+        assert value == pytest.approx(expected[name], abs=1e-9), name
+    assert metrics(logits, targets, [cut] * 5)["CF1"] == pytest.approx(expected["CF1"])
+    for kind in KINDS:
+        ap = average_precision(logits, targets, kind)
+        for changed in (logits + 40, 1000 * logits, np.sinh(logits)):
+            np.testing.assert_array_equal(average_precision(changed, targets, kind), ap)
+    logits[logits > 6], logits[logits < -6] = np.inf, -np.inf  # ties
+    np.testing.assert_array_equal(average_precision(logits, targets),
+                                  average_precision(np.clip(logits, -7, 7), targets))
+
+
+@pytest.mark.parametrize("changes, message", [
+    ({"counts": [100, 5]}, r"counts \(2,\): give one for each of the 3 classes"),
+    ({"counts": [100] * 4}, r"counts \(4,\)"), ({"counts": [[5, 5, 5]]}, "counts"),
+    ({"threshold": [0.5, 0.5]}, "threshold.*each of the 3 classes"),
+    ({"threshold": [0.5]}, "threshold"), ({"threshold": np.full((4, 1), 0.5)}, "threshold"),
+    ({"threshold": np.nan}, "threshold nan"), ({"targets": np.full((4, 3), 0.5)}, "1, 0 or -1"),
+    ({"targets": np.full((4, 3), 2)}, "1, 0 or -1"), ({"targets": np.ones(3)}, r"\(3,\)")])
+def test_input_of_another_shape_or_kind_is_refused(changes, message):
+    right = {"scores": np.random.default_rng(6).random((4, 3)), "targets": np.eye(4, 3, dtype=int)}
+    metrics(**right, counts=[5, 5, 5], threshold=[0.1, 0.2, 0.3])
+    with pytest.raises(ValueError, match=message):
+        metrics(**(right | changes))
 
 
 def test_known_values():
@@ -207,13 +273,60 @@ def test_table_scores_and_back(checkpoint, tmp_path, capsys):
     expected = metrics(scores, scenes.targets, 0.501, "envelope", [100] * 10 + [10] * 10)
     for name in ("mAP", "head", "tail", "CF1", "OF1_3"):
         assert table[name] == pytest.approx(expected[name], abs=1e-3), name
-        assert f"{name} {table[name]:.2f}" in text
     assert "20 images" in text and "envelope AP, threshold 0.501" in text
-    empty = [n for n, count in zip(scenes.classes, scenes.targets.sum(0)) if not count]
-    assert re.findall(r"(\w+ \w+) +nan AP +0 positives", text) == empty
+    assert list(table["classes"]) == scenes.classes
+    for k, row in enumerate(table["classes"].values()):
+        for name in ("AP", "precision", "recall", "F1", "positives"):
+            assert row[name] == pytest.approx(expected[name][k], abs=1e-3)
+        assert row["threshold"] == 0.501
     with np.load(tmp_path / "s.npz") as saved:  # README's way to score again
         again = metrics(saved["scores"], saved["targets"], 0.501, "envelope")
-    assert again["mAP"] == table["mAP"] and again["AP"] == table["AP"]
+    assert again["mAP"] == table["mAP"]
+    assert again["AP"] == [row["AP"] for row in table["classes"].values()]
+
+
+def test_what_is_printed_is_what_is_saved(checkpoint, tmp_path, capsys):
+    file, _ = checkpoint("asl", "--amp", "off")
+    state = torch.load(file)
+    names = [*state["classes"][:-1], "a name that is longer than the table is wide, " * 3 + "as here"]
+    torch.save(state | {"classes": names}, file)
+    header = ",".join(f'"{name}"' for name in names)
+    for split in ("train", "test"):  # the last class is empty
+        (tmp_path / f"{split}.csv").write_text(
+            f"image,{header}\n{split}0.png{',1' * 10}{',0' * 10}\n{split}1.png{',1' * 19},0\n")
+    save_scenes(tmp_path, scenes_input(4)[0], ["train0.png", "train1.png", "test0.png", "test1.png"])
+    call("--checkpoint", file, "--data", "csv", "--root", tmp_path, "--out", tmp_path / "a.json",
+         "--workers", 0, "--threshold", 0)
+    table, lines = json.loads((tmp_path / "a.json").read_text()), capsys.readouterr().out.splitlines()
+    header = lines.index("      AP  precision  recall      F1  positives")
+    for line, (name, row) in zip(lines[header + 1:], table["classes"].items()):
+        *figures, positives = line.removesuffix(name).split()
+        values = [np.nan if row[n] is None else row[n] for n in ("AP", "precision", "recall", "F1")]
+        np.testing.assert_allclose(np.array(figures, float), values, atol=0.0051)
+        assert int(positives) == row["positives"] and line == line[:46] + "  " + name
+    assert figures == ["nan"] * 4 and line[:46].rstrip()[-1] == "0"
+    means = lines.index("      CP      CR     CF1      OP      OR     OF1")
+    for line, suffix in zip(lines[means + 1:], ("", "_3")):
+        found = [float(figure) for figure in line.split()[:6]]
+        expected = [table[name + suffix] for name in ("CP", "CR", "CF1", "OP", "OR", "OF1")]
+        np.testing.assert_allclose(found, expected, atol=0.0051)
+    assert lines[-1] == f"mAP {table['mAP']:.2f}" and f"tail {table['tail']:.2f}" in lines
+
+
+def test_thresholds_are_matched_by_name(tmp_path):
+    """A table of eval.py and a file of tools.thresholds; classes in another order."""
+    file = tmp_path / "t.json"
+    for content in ({"threshold": {"b": 0.2, "a": 0.1}},
+                    {"classes": {"b": {"threshold": 0.2}, "a": {"threshold": 0.1}}}):
+        file.write_text(json.dumps(content))
+        assert evaluation.read_threshold(str(file), ["a", "b"]).tolist() == [0.1, 0.2]
+    for content in ({"threshold": [0.1, 0.2]}, {"threshold": [0.1, 0.2], "classes": ["a", "b"]},
+                    {"threshold": [0.1]}, {"classes": {"a": {"threshold": 0.1}}},
+                    {"classes": ["a", "b"]}, {"classes": {"a": 0.1, "b": 0.2}}):
+        file.write_text(json.dumps(content))
+        with pytest.raises(InputError, match="t.json: .*for these classes") as error:
+            evaluation.read_threshold(str(file), ["a", "b"])
+        assert "\n" not in str(error.value)
 
 
 def test_thresholds_are_tuned_on_another_split_and_kept(checkpoint, tmp_path, capsys):
@@ -228,7 +341,9 @@ def test_thresholds_are_tuned_on_another_split_and_kept(checkpoint, tmp_path, ca
         assert kept["threshold"][name] == best_threshold(scores, targets)
     call(*flags, "--threshold", tmp_path / "csra.thresholds.json", "--out", tmp_path / "b.json")
     table = json.loads((tmp_path / "b.json").read_text())
-    assert table["threshold"] == [*kept["threshold"].values()]
+    assert {name: row["threshold"] for name, row in table["classes"].items()} == kept["threshold"]
+    again = evaluation.read_threshold(str(tmp_path / "b.json"), table["classes"])
+    assert again.tolist() == [*kept["threshold"].values()]
     thresholds.main([*flags, "--split", "train", "--out", str(tmp_path / "one.json")])
     assert isinstance(json.loads((tmp_path / "one.json").read_text())["threshold"], float)
     few = ["--limit", "3", "--split", "train", "--per-class", "--out", str(tmp_path / "few.json")]

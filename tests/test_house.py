@@ -11,7 +11,7 @@ from lib.models import METHODS
 
 ROOT, PROGRAMS = HERE.parent, HERE / "programs"
 FLOORS = (("asl", "cprfl", "csra", "q2l", "tools"), ("train",), ("eval",), ("data",), ("lib",),
-          ("readers",))  # an import goes down, or stays in lib or in readers
+          ("readers",))  # an import goes down, or stays in its folder
 GROUND = ("lib.errors",)  # under all floors: everybody imports it
 
 
@@ -47,7 +47,8 @@ def test_imports_go_down(file):
         if method:  # a method stands alone; its main part starts train.py
             assert other is None or (in_main and name == "train"), name
         elif other is not None:
-            assert other > own or (other == own and own >= 4), name
+            same_folder = file.parent.name == name.split(".")[0]
+            assert other > own or (other == own and same_folder), name
 
 
 def test_no_module_that_only_unix_has():
@@ -115,4 +116,4 @@ def test_a_new_data_set_and_a_new_method_are_one_addition_each(tmp_path):
     text = run("train.py", "--model", "asl", *flags, "--epochs", 1, "--backbone", "test_resnet",
                "--no-pretrained", cwd=project)
     assert "asl has no recipe for toy: using the one for csv" in text
-    assert "100.00 AP" in run("eval.py", "--checkpoint", project / "run/last.pt", cwd=project)
+    assert "mAP 100.00\n" in run("eval.py", "--checkpoint", project / "run/last.pt", cwd=project)

@@ -17,8 +17,8 @@ import asl
 import cprfl
 import csra
 import eval as evaluation
-import lib.released
 import q2l
+import tools.released
 import train
 from data import InputError
 from lib.checkpoint import save
@@ -262,7 +262,7 @@ def test_convert_reads_a_cprfl_checkpoints_shapes(tmp_path):
 
 
 def cprfl_names():
-    from lib.released import CPRFL_NAMES
+    from tools.released import CPRFL_NAMES
     return CPRFL_NAMES
 
 
@@ -377,7 +377,7 @@ def test_a_model_is_evaluated_on_a_data_set_that_has_its_classes_by_name(tmp_pat
         evaluation.main(["--checkpoint", str(tmp_path / "run/last.pt"), "--workers", "0", "--root",
                          str(root), "--out", str(tmp_path / "table.json")])
         tables.append(json.loads((tmp_path / "table.json").read_text()))
-    assert tables[0] == tables[1] and tables[1]["classes"] == names
+    assert tables[0] == tables[1] and list(tables[1]["classes"]) == names
     assert f"only the model's {len(names)} of {len(names) + 1} classes" in capsys.readouterr().err
 
 
@@ -410,5 +410,5 @@ def test_what_is_no_released_checkpoint_is_a_value_error():
     for name in ("csra", "q2l", "cprfl", "asl", "nonesuch"):
         for state in ({}, {"conv1.weight": torch.ones(1)}, {"model": 3}, {3: torch.ones(1)}):
             with pytest.raises(ValueError, match=name) as error:
-                lib.released.convert(name, state)
+                tools.released.convert(name, state)
             assert "TensorList" not in str(error.value)

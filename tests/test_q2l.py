@@ -21,7 +21,7 @@ from conftest import (
 
 import q2l
 from lib.cvt import CvT
-from lib.released import convert
+from tools.released import convert
 
 pytestmark = pytest.mark.filterwarnings("ignore:the frozen layers of the backbone are random")
 

@@ -91,23 +91,82 @@ def test_keys_of_the_recipes():
         augment=("randaugment",), mean=(0., 0., 0.), std=(1., 1., 1.))
     for name in ("voc2007", "voc2012", "voc2012-server"):
         has("q2l", name, epochs=24, schedule_epochs=80, ffn=2432, gamma_neg=0., optimizer="adam",
-            decay_1d=False, mean=(0., 0., 0.), std=(1., 1., 1.), difficult="negative", batch_size=64)
+            decay_1d=False, mean=(0., 0., 0.), std=(1., 1., 1.), difficult="negative", batch_size=64,
+            ema=0.9997, ema_start=3)
     has("q2l", "voc2007", self_attention=True)
     has("asl", "coco2014", epochs=18, schedule_epochs=80, drop_unlabelled=True, drop_last=False)
     has("asl", "coco2014", augment=("cutout", "randaugment"), optimizer="adam", lr=1e-4,
         weight_decay=1e-4, batch_size=128, ema=0.9997, mean=(0., 0., 0.), std=(1., 1., 1.))
-    has("asl", "voc2007", epochs=24, schedule_epochs=80, difficult="negative")
+    has("asl", "voc2007", epochs=24, schedule_epochs=80, difficult="negative", ema_start=3)
     has("asl", "nuswide", epochs=12, schedule_epochs=80, image_size=240, drop_unlabelled=False)
     has("csra", "voc2007", difficult="ignored", drop_last=False, epochs=30, decay_epochs=4, heads=1,
         lam=0.1, lr=0.01, batch_size=16, optimizer="sgd")
     has("csra", "coco2014", decay_epochs=5, heads=4, lam=0.5, drop_unlabelled=True)
     has("csra", "wider", decay_epochs=5, lam=0.3, image_size=224,
         backbone="vit_base_patch16_224.orig_in21k_ft_in1k", mean=(0.5, 0.5, 0.5), std=(0.5, 0.5, 0.5))
-    for name, epochs in (("coco-lt", 80), ("voc-lt", 29)):
+    for name, epochs in (("coco-lt", 79), ("voc-lt", 29)):
         has("cprfl", name, epochs=epochs, schedule_epochs=80, lr=1e-5, batch_size=16, ema=0.998,
             pct_start=0.1, mean=(0., 0., 0.), std=(1., 1., 1.), drop_last=False)
     for model in ("q2l", "asl", "cprfl"):
         has(model, "csv", epochs=20, schedule_epochs=20)
+
+
+AVERAGES = [  # of published recipes: steps per epoch; after the last one, in the average by the
+    # released rule, the share of the weights that it starts from, and the mean age of the rest
+    ("q2l", "coco2014", 646, 0.031, 4.6), ("q2l", "nuswide", 980, 0.029, 3.0),
+    ("q2l", "vg500", 1295, 0.009, 2.5), ("q2l", "voc2007", 78, 0.612, 9.6),
+    ("asl", "coco2014", 642, 0.031, 4.6), ("asl", "voc2007", 40, 0.777, 10.0),
+    ("asl", "nuswide", 931, 0.035, 3.1), ("cprfl", "voc-lt", 72, 0.015, 6.5),
+    ("cprfl", "coco-lt", 120, 0.0, 4.2)]
+
+
+def share_and_age(settings, steps_per_epoch):
+    """Of the average after the last epoch: the share of the weights that it starts from, and the
+    mean age of the other weights in epochs."""
+    share = 1.0
+    age = 0.0  # the sum over steps of weight times age
+    for step in range(settings.epochs * steps_per_epoch):
+        updates_done = step - settings.ema_start * steps_per_epoch
+        decay = train.average_decay(settings.ema, settings.ema_warmup, updates_done)
+        if updates_done >= 0:
+            age = decay * (age + 1 - share)  # the other weights are one step older
+            share *= decay
+    return share, age / (1 - share) / steps_per_epoch
+
+
+@pytest.mark.parametrize("model, name, steps, share, age", AVERAGES)
+def test_the_average_is_the_released_one(model, name, steps, share, age):
+    settings = settings_of(model, name)
+    found_share, found_age = share_and_age(settings, steps)
+    print(f"\n{model} {name}: {100 * found_share:.1f} % of the start, {found_age:.1f} epochs old")
+    assert not settings.ema_warmup
+    assert found_share == pytest.approx(share, abs=0.0006)
+    assert found_age == pytest.approx(age, abs=0.06)
+
+
+@pytest.mark.parametrize("model, name", [
+    (model, name) for model, method in METHODS.items() for name in method.RECIPES
+    if name in ("csv", "scenes", "scenes-lt") or (model in ("asl", "q2l") and name.endswith("-lt"))])
+def test_the_average_of_our_own_recipes_forgets_its_start(model, name):
+    settings = settings_of(model, name)
+    settings.ema = settings.ema or 0.9997  # some have none
+    settings.epochs = 1
+    share, age = share_and_age(settings, 30)
+    assert share < 1e-6 and age < 0.2
+
+
+@pytest.mark.parametrize("model, name, other", [
+    ("csra", "coco2017", "coco2014"), ("csra", "nuswide", "coco2014"), ("csra", "vg500", "coco2014"),
+    ("csra", "voc2012-server", "voc2007"), ("asl", "coco2017", "coco2014"),
+    ("asl", "voc2012", "voc2007"), ("cprfl", "coco2017", "coco2014"), ("q2l", "wider", "csv")])
+def test_a_recipe_for_the_same_kind_of_data_is_used_and_named(model, name, other, capsys):
+    settings = vars(settings_of(model, name))
+    assert f"{model} has no recipe for {name}: using the one for {other}" in capsys.readouterr().err
+    recipe = METHODS[model].RECIPES[other]
+    inputs = {"mean", "std"} if other == "csv" else set()  # then those of the backbone
+    for key in recipe.keys() - {"note"} - inputs:
+        assert settings[key] == recipe[key], key
+    assert settings["note"] == f"the settings of {other}; no published figure"
 
 
 def test_weight_decay_of_q2l_with_tresnet():
@@ -118,7 +177,8 @@ def test_weight_decay_of_q2l_with_tresnet():
             p.requires_grad for p in model.parameters())
         for group in groups:
             for p in group["params"]:
-                assert group["weight_decay"] == (1e-2 if decay_1d or p.ndim > 1 else 0)
+                decays = decay_1d or p.ndim > 1 or p is model.head.b  # (1, K) in the released code
+                assert group["weight_decay"] == (1e-2 if decays else 0)
 
 
 def test_what_a_recipe_aims_at_is_said_before_training(tmp_path, capsys):

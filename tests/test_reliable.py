@@ -240,16 +240,3 @@ def test_full_memory_names_the_setting(tmp_path, monkeypatch):
     monkeypatch.setattr(data.Normalize, "__call__", full)
     with pytest.raises(SystemExit, match="--accumulate 2"):
         train.main([*FLAGS, "--backbone", "test_resnet", "--out", str(tmp_path / "other")])
-
-
-def test_grad_checkpointing_changes_nothing_but_memory(tmp_path):
-    """Neither the weights nor BatchNorm's statistics, which the second forward pass must not count."""
-    for name, more in (("a", []), ("b", ["--grad-checkpointing"])):
-        train.main([*FLAGS, "--backbone", "test_resnet", "--epochs", "2", *more, "--out",
-                    str(tmp_path / name)])
-    one, two = (torch.load(tmp_path / name / "last.pt")["model"] for name in ("a", "b"))
-    for name in one:
-        if "num_batches_tracked" not in name:
-            torch.testing.assert_close(one[name], two[name], rtol=1e-4, atol=1e-5)
-    with pytest.raises(SystemExit, match="--grad-checkpointing: .*leave it out"):
-        train.main([*FLAGS, "--backbone", "vgg11", "--grad-checkpointing", "--epochs", "1"])

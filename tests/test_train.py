@@ -11,6 +11,7 @@ from conftest import default_settings, run
 from PIL import Image
 from torch.utils.data import DistributedSampler
 
+import asl
 import csra
 import data
 import eval as evaluation
@@ -96,7 +97,9 @@ def test_the_average_of_a_short_run_is_near_its_raw_weights(tmp_path):
     assert "ema weights" in tables["ema"]["what"] and "raw weights" in tables["raw"]["what"]
 
 
-def test_the_average_matches_its_formula():
+@pytest.mark.parametrize("warmup, start", [(True, 0), (False, 0), (False, 3), (True, 3)])
+def test_the_average_matches_its_formula(warmup, start):
+    """Against a loop in float64. Up to its start, the average is a copy of the weights."""
     model = torch.nn.Sequential(torch.nn.Linear(3, 2), torch.nn.BatchNorm1d(2))
     average = copy.deepcopy(model).requires_grad_(False)
     expected = {name: x.double() for name, x in model.state_dict().items()}
@@ -104,8 +107,12 @@ def test_the_average_matches_its_formula():
         for x in model.state_dict().values():  # weights and statistics
             if x.is_floating_point():
                 x.normal_()
-        train.update_average(average, model, ema=0.5, updates_done=n)
-        decay = min(0.5, (1 + n) / (10 + n))
+        train.update_average(average, model, train.average_decay(0.5, warmup, n - start))
+        decay = 0.5
+        if warmup:
+            decay = min(0.5, (1 + n - start) / (10 + n - start))
+        if n < start:
+            decay = 0
         for name, x in model.state_dict().items():
             expected[name] = decay * expected[name] + (1 - decay) * x.double()
     for name, x in average.state_dict().items():
@@ -124,7 +131,7 @@ def test_epochs_alone_end_the_schedule():
 
 
 @pytest.mark.parametrize("model, flags, keywords", [
-    ("asl", ("--clip", 0), {"clip": 0.0}), ("asl", ("--gamma-neg", 0), {"gamma_neg": 0.0}),
+    ("asl", ("--margin", 0), {"margin": 0.0}), ("asl", ("--gamma-neg", 0), {"gamma_neg": 0.0}),
     ("asl", ("--no-detach",), {"detach": False}),
     ("q2l", ("--gamma-neg", 1, "--data", "scenes"), {"gamma_neg": 1.0}),
     pytest.param("cprfl", ("--margin", 0.2, "--data", "scenes"), {"margin": 0.2},
@@ -142,6 +149,29 @@ def test_keywords_of_the_loss_are_flags(model, flags, keywords, tmp_path):
     assert not torch.equal(loss(z, y), method.loss(z, y)) or "detach" in keywords
     with pytest.raises(SystemExit):
         read_command_line([*argv, "--loss", "bce"])
+
+
+@pytest.mark.parametrize("name, flags, keywords", [
+    ("asl", [], {}), ("cprfl", ["--data", "scenes"], {}),
+    ("q2l", [], {"gamma_neg": 0.0, "eps": 1e-12}), ("csra", [], {})])
+def test_the_loss_of_a_flag_has_the_scale_of_the_methods_own(name, flags, keywords):
+    """--loss asl with a method's own gammas is that method's loss, with the same gradient."""
+    method, s = read_command_line(["--model", name, *flags])
+    s.loss = "asl" if name in ("asl", "cprfl") else "bce"
+    loss, reduction = train.choose_loss(method, s, [5] * 20, 64, torch.device("cpu"))
+    assert reduction == method.REDUCTION
+    z = torch.randn(4, 20, dtype=torch.float64, requires_grad=True)
+    y = torch.randint(0, 2, (4, 20))
+    own = method.loss(z, y, **keywords)
+    torch.testing.assert_close(loss(z, y), own)
+    found, = torch.autograd.grad(loss(z, y), z)
+    expected, = torch.autograd.grad(own, z)
+    torch.testing.assert_close(found, expected)
+    s.loss = "db"
+    with_scale, _ = train.choose_loss(method, s, [5] * 20, 64, torch.device("cpu"))
+    db = asl.loss_by_name("db", torch.full((20,), 5), 64, s.data)(z, y)
+    factor = {"asl": 80, "q2l": 1000}.get(name, 1)
+    torch.testing.assert_close(with_scale(z, y), factor * db)
 
 
 @pytest.mark.slow

@@ -13,7 +13,7 @@ from test_q2l import transformer_shapes
 import cprfl
 import csra
 import q2l
-from lib.released import convert
+from tools.released import convert
 from train import make_optimizer, make_schedule
 
 

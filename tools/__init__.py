@@ -1,1 +1,1 @@
-"""Programs: python -m tools.check, predict, thresholds, convert, voc_server."""
+"""Programs: python -m tools.check, predict, thresholds, convert, voc_server, plot."""

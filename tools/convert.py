@@ -7,6 +7,7 @@ Widths, layers, CSRA's heads, the projection and self-attention are read from th
 backbone, the image size, mean and std are those of the recipe; the flags of train.py override them.
 --data names the published data set, and so the classes.
 """
+import argparse
 import sys
 from pathlib import Path
 
@@ -18,18 +19,24 @@ from lib.checkpoint import save
 from lib.distributed import program
 from lib.errors import InputError, explain_errors
 from lib.models import build_model, without_weights
-from lib.released import convert
-from lib.settings import flags_in, read_command_line
+from lib.settings import (
+    add_data_flags,
+    add_keywords,
+    add_model_flags,
+    add_what,
+    flags_in,
+    make_parser,
+    method_and_data,
+    recipe_for,
+)
 from readers import CLASSES
+from tools.released import convert
 
 
 def main(argv=None):
     if argv is None:
         argv = sys.argv[1:]
-    positional = {"released": "the released file", "folder": "a new folder for last.pt"}
-    method, settings = read_command_line(argv, positional)
-    if not {"model", "data"} <= flags_in(argv):
-        raise InputError("--model and --data must say which method and data set the file is from")
+    method, settings = read_flags(argv)
     path = settings.released
     with explain_errors(path, f"it must be a file that the authors of {settings.model} released"):
         state = convert(settings.model, read_released(path))
@@ -51,6 +58,27 @@ def main(argv=None):
     save({"model": model.state_dict(), "ema": None, "classes": classes, "class_counts": None,
           "settings": vars(settings)}, folder / "last.pt")
     print(f"{len(state)} tensors, {len(classes)} classes: {folder / 'last.pt'}")
+
+
+def read_flags(argv):
+    """The method's module, and the settings of its recipe for --data with the flags given."""
+    method, data = method_and_data(argv)
+    parser = argparse.ArgumentParser(
+        description="Converts a released checkpoint to OUT/last.pt.", allow_abbrev=False,
+        usage="%(prog)s --model METHOD --data NAME RELEASED OUT [flags]    --help lists them")
+    parser.add_argument("released", help="the released file")
+    parser.add_argument("folder", metavar="OUT", help="a new folder for last.pt")
+    add_what(parser)
+    add_data_flags(parser)
+    add_model_flags(parser)
+    add_keywords(parser, method, method.build)
+    everything = make_parser(method)
+    everything.set_defaults(data=data, **recipe_for(method, data))
+    settings = everything.parse_args([])
+    parser.parse_args(argv, namespace=settings)
+    if not {"model", "data"} <= flags_in(argv):
+        raise InputError("--model and --data must say which method and data set the file is from")
+    return method, settings
 
 
 def read_released(path):

@@ -12,12 +12,12 @@ import torch
 from torchvision.transforms.v2.functional import to_pil_image
 
 from data import Normalize, transform
-from eval import Evaluation, at_size, checkpoint_parser, read_threshold
+from eval import Evaluation, at_size, checkpoint_parser, threshold_logits
 from lib import distributed
 from lib.errors import InputError, explain_errors
-from lib.heatmaps import contact_sheet
 from lib.settings import integer
 from readers.images import REMEDY, read_image, to_tensor
+from tools.heatmaps import contact_sheet
 
 SUFFIXES = (".jpg", ".jpeg", ".jfif", ".jpe", ".jp2", ".png", ".webp", ".bmp", ".gif", ".tif",
             ".tiff", ".ppm", ".avif")
@@ -29,6 +29,12 @@ def open_checkpoint(path, weights=None, image_size=None):
 
     weights: raw or ema, by default those that the run reports. Raises InputError.
     """
+    model, classes, prepare, _ = opened(path, weights, image_size)
+    return model, classes, prepare
+
+
+def opened(path, weights, image_size):
+    """As open_checkpoint, and the run's settings."""
     evaluation = Evaluation(path, weights)
     settings = evaluation.settings
     image_size = image_size or settings.image_size
@@ -39,12 +45,14 @@ def open_checkpoint(path, weights=None, image_size=None):
     def prepare(image):
         image = resize(to_tensor(image, upright=True))
         return normalize(image.unsqueeze(0)).squeeze(0)
-    return model, evaluation.classes, prepare
+    return model, evaluation.classes, prepare, settings
 
 
 def images_in(paths):
-    """The files among `paths`, and the images in the folders among them, including subfolders."""
+    """The files among `paths`, and the images in the folders among them, including subfolders.
+    Prints how many other files are left out."""
     files = []
+    others = []
     for path in paths:
         if Path(path).is_file():
             files.append(path)
@@ -52,8 +60,13 @@ def images_in(paths):
             for file in sorted(Path(path).rglob("*")):
                 if file.suffix.lower() in SUFFIXES and file.is_file():  # no named pipe
                     files.append(str(file))
+                elif not file.is_dir() or file.is_symlink():
+                    others.append(str(file))
         else:
             raise InputError(f"{path} is neither a file nor a folder")
+    if others:
+        print(f"left out: {len(others)} files that are links to folders, missing, or of another "
+              f"format than {' '.join(SUFFIXES)}; the first is {others[0]}", file=sys.stderr)
     if not files:
         raise InputError(f"no images in {paths}")
     return files
@@ -62,7 +75,7 @@ def images_in(paths):
 @torch.inference_mode()
 def main(argv=None):
     """Returns whether an image could not be read."""
-    parser = checkpoint_parser(__doc__)
+    parser = checkpoint_parser("Labels and heat maps of images.")
     flag = parser.add_argument
     flag("images", nargs="+", metavar="IMAGE_OR_FOLDER",
          help="files, and folders of images")
@@ -81,13 +94,14 @@ def main(argv=None):
             if list(Path(args.heatmaps).glob("*.png")):
                 raise FileExistsError("it holds images already")
 
-    model, classes, prepare = open_checkpoint(args.checkpoint, args.weights, args.image_size)
+    model, classes, prepare, settings = opened(args.checkpoint, args.weights, args.image_size)
+    thresholds = threshold_logits(args.threshold, classes)
     if args.heatmaps and not hasattr(model, "attention"):
         raise InputError(f"--heatmaps: the model of {args.checkpoint} has no `attention`, which "
                          "the top of train.py describes: add it, or leave out --heatmaps")
     device = distributed.start()  # already started: this returns the device
+    amp_dtype = distributed.autocast_dtype(device, settings.amp)
     model.to(device, memory_format=torch.channels_last)
-    thresholds = read_threshold(args.threshold, classes)
 
     failed = False
     for number, file in enumerate(files):
@@ -99,13 +113,16 @@ def main(argv=None):
             failed = True
             continue
         inputs = prepare(image).unsqueeze(0).to(device)
-        if args.heatmaps:
-            logits, maps = model.attention(inputs)
-        else:
-            logits = model(inputs)
-        scores = logits.squeeze(0).double().sigmoid().cpu().numpy()
-        order = np.argsort(-scores)
-        labels = order[scores[order] > thresholds[order]]
+        with torch.autocast(device.type, amp_dtype, enabled=amp_dtype is not None):  # as eval.py
+            if args.heatmaps:
+                logits, maps = model.attention(inputs)
+            else:
+                logits = model(inputs)
+        logits = logits.squeeze(0).cpu().double()  # Apple's GPUs have no float64
+        scores = logits.sigmoid().numpy()
+        logits = logits.numpy()
+        order = np.argsort(-logits)
+        labels = order[logits[order] > thresholds[order]]
         texts = [f"{classes[k]} {scores[k]:.2f}" for k in labels]
         if args.json:
             found = {classes[k]: round(float(scores[k]), 4) for k in labels}
@@ -115,8 +132,9 @@ def main(argv=None):
         else:
             print(f"{file}: no label above the threshold")
         if args.heatmaps:
-            label_maps = maps.squeeze(0)[..., labels, :, :].cpu()
-            sheet = contact_sheet(image, label_maps, texts, args.each_head)
+            label_maps = maps.squeeze(0)[..., labels, :, :].cpu().float()
+            captions = [f"{scores[k]:.2f} {classes[k]}" for k in labels]  # a long name is cut
+            sheet = contact_sheet(image, label_maps, captions, args.each_head)
             name = Path(file).stem[:50]  # a file name has at most 255 bytes
             with explain_errors(args.heatmaps, "make room there"):
                 sheet.save(Path(args.heatmaps, f"{number:05}-{name}.png"))
@@ -124,5 +142,5 @@ def main(argv=None):
 
 
 if __name__ == "__main__":
-    with distributed.program():
+    with distributed.program("a smaller --image-size needs less"):
         sys.exit(main())

@@ -4,20 +4,23 @@ Run: python -m tools.thresholds --checkpoint OUT/best.pt --split val [--per-clas
 It writes OUT/best.thresholds.json, which --threshold of eval.py and tools.predict reads.
 """
 import json
+import math
 from pathlib import Path
 
 import numpy as np
 
 from eval import (
+    MEMORY_REMEDY,
     WRITE_REMEDY,
     Evaluation,
     add_data_flags,
     check_output,
     checkpoint_parser,
-    count_by_score,
+    probabilities,
 )
 from lib import distributed
 from lib.errors import explain_errors
+from lib.metrics import count_by_score
 
 
 def best_threshold(scores, targets):
@@ -34,13 +37,23 @@ def best_threshold(scores, targets):
     if best + 1 < len(levels):
         below = levels[best + 1]
     threshold = (above + below) / 2
-    if threshold >= above:  # `above` is 0, or the mean was rounded up to it
-        threshold = np.nextafter(above, -1)
+    if threshold >= above:  # `above` is 0 or less, or the mean was rounded up to it
+        threshold = np.nextafter(above, -np.inf)
     return float(threshold)
 
 
+def as_logit(threshold, logits, targets):
+    """The threshold of best F1, a probability, as a logit. It is chosen anew on the logits (N,)
+    where probabilities tie, because those of a very sure model round to 1."""
+    if len(np.unique(probabilities(logits))) < len(np.unique(logits)):
+        return best_threshold(logits, targets)
+    if threshold <= 0:
+        return -math.inf
+    return math.log(threshold) - math.log1p(-threshold)
+
+
 def main(argv=None):
-    parser = checkpoint_parser(__doc__)
+    parser = checkpoint_parser("The threshold of best F1 on train or val.")
     add_data_flags(parser)
     flag = parser.add_argument
     flag("--split", required=True, choices=["train", "val"], help="the split to choose on")
@@ -50,9 +63,10 @@ def main(argv=None):
     out = args.out or Path(args.checkpoint).with_suffix(".thresholds.json")
     check_output(out, [args.checkpoint])
 
-    evaluation = Evaluation(args.checkpoint, args.weights, args.workers)
+    evaluation = Evaluation(args.checkpoint, args.weights, args.workers,
+                            batch_size=args.batch_size)
     dataset = evaluation.load(args.split, args.data, args.root, args.limit)
-    scores = evaluation.scores(dataset)
+    logits = evaluation.logits(dataset)
     if not distributed.is_main():
         return
 
@@ -62,16 +76,21 @@ def main(argv=None):
             print(f"warning: no positive image on {args.split}, so the threshold is 0.5: "
                   f"{', '.join(empty)}")
         threshold = {}
-        for name, class_scores, targets in zip(dataset.classes, scores.T, dataset.targets.T):
-            threshold[name] = best_threshold(class_scores, targets)
+        logit = {}
+        for name, z, y in zip(dataset.classes, logits.T, dataset.targets.T):
+            threshold[name] = best_threshold(probabilities(z.copy()), y)
+            logit[name] = as_logit(threshold[name], z.copy(), y)
     else:
-        threshold = best_threshold(scores.ravel(), dataset.targets.ravel())
-    content = {"split": args.split, "threshold": threshold}
+        z = logits.ravel()
+        y = dataset.targets.ravel()
+        threshold = best_threshold(probabilities(z), y)
+        logit = as_logit(threshold, z, y)
+    content = {"split": args.split, "threshold": threshold, "logit": logit}
     with explain_errors(out, WRITE_REMEDY):
         Path(out).write_text(json.dumps(content))
     print(f"threshold of best F1 on {args.split}, written to {out}: {threshold}")
 
 
 if __name__ == "__main__":
-    with distributed.program():
+    with distributed.program(MEMORY_REMEDY):
         main()

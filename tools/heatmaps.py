@@ -19,7 +19,7 @@ def contact_sheet(image, maps, captions, each_head=False):
     `each_head`: a row per class, with an overlay for each of its layers and heads.
     """
     height = round(WIDTH * image.height / image.width)
-    image = image.resize((WIDTH, min(height, 4 * WIDTH)))  # a strip is squashed
+    image = image.resize((WIDTH, min(max(height, 16), 4 * WIDTH)))  # a strip is squashed
     columns = 6
     tiles = []
     if each_head:
@@ -45,6 +45,7 @@ def tile(picture, caption):
     """(3, height, width): the picture with a line of text under it."""
     canvas = Image.new("RGB", (WIDTH + 4, picture.height + CAPTION), "white")
     canvas.paste(picture)
+    caption = caption.encode("latin-1", "backslashreplace").decode("latin-1")  # the font's letters
     pen = ImageDraw.Draw(canvas)
     pen.text((2, picture.height + 2), caption, "black", ImageFont.load_default(14))
     return pil_to_tensor(canvas)
