@@ -23,9 +23,9 @@ sign.)
     Eq. 4   pbar_i = sum_j alpha_ij W_v z_j                    what it finds there
     Eq. 5   p'_i = GELU(pbar_i W_r + b_3) W_o + b_4            no residual: p_i is not added
     Eq. 6   s_i = sigmoid(p'_i . p_i)                          nothing scales the product
-    Eq. 7   L = -sum_i [y_i (1 - s_i)^gamma+ log s_i           asymmetric loss, gamma+ = 0,
-                     + (1 - y_i) s~_i^gamma- log(1 - s~_i)]    gamma- = 4: easy negatives count less,
-            s~_i = max(s_i - mu, 0)                            those with s_i below mu not at all
+    Eq. 7   L = -sum_i [y_i (1 - s_i)^gamma+ log s_i          asymmetric loss, gamma+ = 0,
+                     + (1 - y_i) s~_i^gamma- log(1 - s~_i)]   gamma- = 4: easy negatives count less;
+            s~_i = max(s_i - mu, 0)                           those with s_i below mu not at all
 
 The dual path (Fig. 2a). p_i is in Eq. 6 twice, since p'_i is made from it. So the gradient reaches
 PI by two roads: P1, from the loss straight to p_i, and P2, through VSI. An example with one number:
