@@ -1,41 +1,47 @@
-"""CPRFL: category-prompt refined feature learning, for long-tailed multi-label recognition.
+"""CPRFL, category-prompt refined feature learning (Yan et al., ACM MM 2024, arXiv 2408.08125).
 
-Paper: Yan et al., "Category-Prompt Refined Feature Learning for Long-Tailed Multi-Label Image
-Classification", ACM MM 2024, arXiv 2408.08125. Its equations:
+The problem. In long-tailed data, most labels are rare: in COCO-LT, "person" has 1,128 images, the
+rarest label 6. Six images are too few to learn a classifier vector from.
+The idea. Make this vector from the label's name, because CLIP's text encoder knows the word. A
+small network turns the word's text feature into a prompt (PI, prompt initialization). By attention,
+the prompt looks at the image and becomes a feature (VSI, visual-semantic interaction). The label's
+score says how well this feature agrees with its prompt.
 
-    (1)   F = phi(f)                      local features, a linear map: HW tokens of width d
-    (2)   P = GELU(W W1 + b1) W2 + b2     prompts, from text features W (K, m) of class names
-    (3)   Z = [F; P]
-    (4)   Z' = MHA(Z)                     visual-semantic interaction; keeps the prompts' outputs P'
-    (5)   P'' = GELU(P' Wr + b3) Wo + b4  no residual connection, here or around the attention
-    (6)   s_k = sigmoid(p''_k . p_k)      the refined feature times its own prompt, unscaled
-    (7)   asymmetric loss, g+ 0, g- 4, margin 0.05
+    images -> backbone -> phi -> F (B, v, d), v = h x w cells --+
+                                                                v
+    names -> CLIP -> W (c, m) -> PI -> prompts P (c, d) -----> VSI -> P' (B, c, d) ----+
+                                            |                                          v
+                                            +-----------------> score s (B, c) of p'_i . p_i
 
-Where the paper, the released code and this file differ:
-- Text tower: frozen in the paper. In the released code, the freezing is commented out, so the tower
-  is trained. Here: frozen; `tune_text` trains it.
-- Reported epoch: from epoch 11 on, the released code picks the best epoch of the EMA weights on the
-  test set. Here: the EMA weights after the last epoch.
-- Epochs: the paper says 30, with batch size 32. The released loop runs to epoch 80, with batch size
-  16; a comment says that VOC-LT stops after 29. Here: 80 for COCO-LT, 29 for VOC-LT, batch size 16.
-- Learning rate: 1e-5 in the released script, for both data sets. 5e-5 appears only in a comment
-  and in the name of a COCO run. Here: 1e-5.
-- Backbone: it is not known whether the weights were torchvision's V1 or V2. The difference is 2.5
-  to 3 mAP on COCO. Here: V1; --backbone resnet101.tv2_in1k gives V2.
-- Backbone's learning rate: the released code sets up a lower one, but it never takes effect. Here:
-  one learning rate for all parameters, unless you set `head_lr`.
-- Architecture, as released; the paper's equations leave this out: LayerNorm before attention and
-  before Eq. 5; heads of width 512; no bias in the query, key and value projections; no position
-  embedding; dropout 0.1 after the output projection, after GELU and after the last linear layer,
-  and nowhere else.
-- Eq. 7, as released: the focusing weights carry no gradient, probabilities are clamped to at least
-  1e-8, and the loss is the mean over B and K.
-- The released training script lacks an argument and a module. "As released" means a repaired copy.
-- Faster here, with the same results: only the prompts are queries, because only their outputs are
-  used. Whatever does not depend on the images is computed once per batch.
+The paper's equations, for c labels (K in the code). Z = (F, P): a prompt looks at all cells and at
+all prompts, its own and those of labels that may go with it. (Eq. 7 is printed without the minus
+sign.)
+
+    Eq. 1   F = phi(f^x_loc)                                   a linear map of each cell's feature
+    Eq. 2   P = GELU(W W_1 + b_1) W_2 + b_2                    PI; hidden width t = tau d, tau = 0.5
+    Eq. 3   alpha_ij = softmax_j((W_q p_i) . (W_k z_j) / sqrt(d))      where prompt i looks
+    Eq. 4   pbar_i = sum_j alpha_ij W_v z_j                    what it finds there
+    Eq. 5   p'_i = GELU(pbar_i W_r + b_3) W_o + b_4            no residual: p_i is not added
+    Eq. 6   s_i = sigmoid(p'_i . p_i)                          nothing scales the product
+    Eq. 7   L = -sum_i [y_i (1 - s_i)^gamma+ log s_i          asymmetric loss, gamma+ = 0,
+                     + (1 - y_i) s~_i^gamma- log(1 - s~_i)]   gamma- = 4: easy negatives count less;
+            s~_i = max(s_i - mu, 0)                           those with s_i below mu not at all
+
+The dual path (Fig. 2a). p_i is in Eq. 6 twice, since p'_i is made from it. So the gradient reaches
+PI by two roads: P1, from the loss straight to p_i, and P2, through VSI. An example with one number:
+if VSI squared, p' = p^2, then p' p = p^3, and at p = 2 its slope is 12: 4 by P1 and 8 by P2. With
+paths="direct", there is P1 only, with paths="interaction" P2 only.
+
+The norm of W matters, because nothing scales the product. Before training, with 80 random text
+features (m = 1024, d = 2048), compare the prompts of two labels, and their logits in one image:
+
+    norm of each text feature   cosine of two prompts   standard deviation of the logits
+                            1                    0.93   0.05: the biases in PI outweigh the names
+             10, like CLIP's                     0.12   0.50
 
 Run: python cprfl.py                            long-tailed scenes on a CPU: 68.3 mAP in 5 to 11 min
      python cprfl.py --data voc-lt --root ROOT  the paper has 86.28 mAP; not run here
+More: what differs from the paper and from the released code stands at the end of this file.
 To copy: this file needs no other file.
 """
 import warnings
@@ -48,21 +54,37 @@ from torch import nn
 
 
 class Interaction(nn.Module):
-    """Eq. 3-5: P'' (B, K, d) from tokens F (B, HW, d) and prompts P (K, d)."""
+    """VSI, Eq. 3-5: P' (B, K, d) from tokens F (B, HW, d) and prompts P (K, d).
+
+    As released, beyond the equations: `heads` of width `head_dim`, a LayerNorm before attention
+    and before Eq. 5, dropout after the output projection, after GELU and after W_o.
+    """
 
     def __init__(self, d, heads, head_dim, ffn, dropout):
         super().__init__()
         self.heads = heads
         self.norm1 = nn.LayerNorm(d)
-        self.to_qkv = nn.Linear(d, 3 * heads * head_dim, bias=False)
+        self.to_qkv = nn.Linear(d, 3 * heads * head_dim, bias=False)  # W_q, W_k, W_v
         self.to_out = nn.Linear(heads * head_dim, d)
         self.norm2 = nn.LayerNorm(d)
         self.Wr = nn.Linear(d, ffn)
         self.Wo = nn.Linear(ffn, d)
         self.dropout = nn.Dropout(dropout)
 
+    def forward(self, tokens, prompts):
+        q, k, v = self.queries_keys_values(tokens, prompts)
+        # Each head divides by the root of its width, head_dim. No dropout on alpha, as released.
+        p_bar = F.scaled_dot_product_attention(q, k, v)  # Eq. 3, 4: (B, heads, K, head_dim)
+        p_bar = self.dropout(self.to_out(p_bar.transpose(1, 2).flatten(2)))  # (B, K, d)
+        hidden = self.dropout(F.gelu(self.Wr(self.norm2(p_bar))))  # (B, K, ffn)
+        return self.dropout(self.Wo(hidden))  # Eq. 5
+
     def queries_keys_values(self, tokens, prompts):
-        """Queries (B, heads, K, head_dim); keys and values (B, heads, HW + K, head_dim)."""
+        """Queries (B, heads, K, head_dim); keys and values (B, heads, HW + K, head_dim).
+
+        Only the prompts are queries. In the paper's Z' (VSI of all Z), the cells are, too, but
+        Eq. 6 does not use their outputs. The prompts are projected once for all images.
+        """
         tokens = self.norm1(tokens)
         prompts = self.norm1(prompts)
         wq, wk, wv = self.to_qkv.weight.chunk(3)  # one matrix in released checkpoints
@@ -71,7 +93,8 @@ class Interaction(nn.Module):
         v = self.project(prompts, wv)
         B = tokens.shape[0]
         q = q.expand(B, -1, -1, -1)
-        k = torch.cat([self.project(tokens, wk), k.expand(B, -1, -1, -1)], 2)  # Eq. 3
+        # Z = (F, P)
+        k = torch.cat([self.project(tokens, wk), k.expand(B, -1, -1, -1)], 2)
         v = torch.cat([self.project(tokens, wv), v.expand(B, -1, -1, -1)], 2)
         return q, k, v
 
@@ -79,24 +102,17 @@ class Interaction(nn.Module):
         """(..., N, d) -> (..., heads, N, head_dim)"""
         return F.linear(x, w).unflatten(-1, (self.heads, -1)).transpose(-3, -2)
 
-    def forward(self, tokens, prompts):
-        q, k, v = self.queries_keys_values(tokens, prompts)
-        # Eq. 4. No dropout on the attention weights, as released.
-        x = F.scaled_dot_product_attention(q, k, v)
-        x = self.dropout(self.to_out(x.transpose(1, 2).flatten(2)))  # (B, K, d)
-        hidden = self.dropout(F.gelu(self.Wr(self.norm2(x))))  # (B, K, ffn)
-        return self.dropout(self.Wo(hidden))  # Eq. 5
-
 
 class CPRFL(nn.Module):
-    """Images (B, 3, image_size, image_size) -> logits (B, K): Eq. 1-6 on a backbone.
+    """Images (B, 3, image_size, image_size) -> logits (B, K): Eq. 1-6 on a backbone. K is c.
 
     `text`: the text tower, an open_clip model name. random-NAME is the same tower, untrained;
     random means random-RN50. `tune_text` trains the tower. `text_features` replaces it with your
     own features (K, m): a tensor, or a .npy or .pt file. Their norm should be near 10, like CLIP's.
     `prompts`: nonlinear (Eq. 2; its hidden width is tau x d_model), linear or random. `paths`: how
-    gradients reach the prompts: through the interaction, through the score of Eq. 6 (direct; then
-    backbone, phi and interaction do not train), or both. Raises ValueError.
+    gradients reach the prompts: both, or interaction or direct (see the top; with direct, backbone,
+    phi and VSI do not train). `output_stride`: 8 or 16 keeps maps finer than 1/32. Raises
+    ValueError.
     """
 
     def __init__(self, classes, *, backbone, pretrained, image_size, text="RN50",
@@ -108,12 +124,7 @@ class CPRFL(nn.Module):
             raise ValueError(f"prompts={prompts}: choose from nonlinear, linear, random")
         if paths not in ("both", "interaction", "direct"):
             raise ValueError(f"paths={paths}: choose from both, interaction, direct")
-        config = timm.get_pretrained_cfg(backbone)
-        fixed_size = getattr(config, "fixed_input_size", False)  # ViT, Swin
-        self.backbone = timm.create_model(
-            backbone, pretrained=pretrained, num_classes=0, global_pool="",
-            img_size=image_size if fixed_size else None,  # timm ignores None
-            output_stride=output_stride)
+        self.backbone = timm_backbone(backbone, pretrained, image_size, output_stride)
         self.phi = nn.Linear(self.backbone.num_features, d_model)
 
         # The text features W (K, m): your own, or those of a tower, which may be trained.
@@ -143,16 +154,10 @@ class CPRFL(nn.Module):
         self.interaction = Interaction(d_model, heads, head_dim, ffn, dropout)
         self.paths = paths
 
-    def features(self, images):
-        """(B, 3, h, w) -> (B, width, H, W), from NCHW (ResNet), NHWC (Swin) or tokens (ViT)."""
-        x = self.backbone.forward_features(images)
-        if x.ndim == 3:  # tokens (B, prefix + HW, d); the prefix: class and register tokens
-            grid = self.backbone.patch_embed.dynamic_feat_size(images.shape[-2:])
-            x = x[:, self.backbone.num_prefix_tokens:]
-            x = x.transpose(1, 2).unflatten(2, grid)
-        elif getattr(self.backbone, "output_fmt", "NCHW") == "NHWC":
-            x = x.permute(0, 3, 1, 2)
-        return x
+    def forward(self, images):
+        x = self.features(images)  # (B, width, H, W)
+        tokens = self.phi(x.flatten(2).transpose(1, 2))  # Eq. 1: (B, HW, d)
+        return self.score(tokens, self.category_prompts())
 
     def category_prompts(self):
         """P (K, d): Eq. 2, or what an ablation puts in its place."""
@@ -163,18 +168,14 @@ class CPRFL(nn.Module):
         return self.prompts(self.text_features)
 
     def score(self, tokens, prompts):
-        """Eq. 3-6 before the sigmoid: (B, K)."""
-        refined = self.interaction(tokens, prompts)  # (B, K, d)
+        """Logits (B, K): p'_k . p_k. The loss takes the sigmoid."""
+        refined = self.interaction(tokens, prompts)  # P' (B, K, d)
         if self.paths == "interaction":
-            prompts = prompts.detach()  # no gradient through the second factor
+            prompts = prompts.detach()  # cuts P1
         if self.paths == "direct":
-            refined = refined.detach()  # none through the interaction
+            refined = refined.detach()  # cuts P2
+        # In float32: in half precision, a sum of d products is coarse.
         return (at_least_float32(refined) * at_least_float32(prompts)).sum(-1)  # Eq. 6
-
-    def forward(self, images):
-        x = self.features(images)
-        tokens = self.phi(x.flatten(2).transpose(1, 2))  # Eq. 1: (B, HW, d)
-        return self.score(tokens, self.category_prompts())
 
     def attention(self, images):
         """Logits (B, K) and the prompts' weights on the tokens (B, heads, K, H, W), which sum to 1
@@ -183,9 +184,14 @@ class CPRFL(nn.Module):
         tokens = self.phi(x.flatten(2).transpose(1, 2))
         prompts = self.category_prompts()
         q, k, _ = self.interaction.queries_keys_values(tokens, prompts)
-        weights = torch.softmax(q @ k.transpose(-1, -2) / q.shape[-1] ** 0.5, dim=-1)
-        of_tokens = weights[..., :tokens.shape[1]]  # (B, heads, K, HW)
+        # torch's fused kernel does not return alpha
+        alpha = torch.softmax(q @ k.transpose(-1, -2) / q.shape[-1] ** 0.5, dim=-1)
+        of_tokens = alpha[..., :tokens.shape[1]]  # (B, heads, K, HW)
         return self.score(tokens, prompts), of_tokens.unflatten(-1, x.shape[-2:])
+
+    def features(self, images):
+        """(B, 3, h, w) -> (B, width, H, W)"""
+        return feature_map(self.backbone, images)
 
     def load_state_dict(self, state, *args, **kwargs):
         """A released checkpoint lacks the text features: those made in __init__ are kept."""
@@ -194,8 +200,30 @@ class CPRFL(nn.Module):
         return super().load_state_dict(state, *args, **kwargs)
 
 
-build = CPRFL  # the name that train.py calls
-REDUCTION = "mean"  # for train.py: what `loss` does over the batch
+def loss(logits, targets, gamma_pos=0.0, gamma_neg=4.0, margin=0.05, eps=1e-8):
+    """Eq. 7, the mean over the known entries, as released.
+
+    logits, targets (B, K). A target is 1, 0 or, as a soft label, in between: y L+ + (1 - y) L-.
+    -1 is unknown. Values are not checked. `margin`: mu, 0.05 as released. Raises ValueError if the
+    shapes differ.
+    """
+    if logits.shape != targets.shape:
+        raise ValueError(f"logits {tuple(logits.shape)}, targets {tuple(targets.shape)}: both must "
+                         "be (B, K)")
+    s = torch.sigmoid(at_least_float32(logits))
+    s_m = (s - margin).clamp(min=0)  # s~
+    y = targets.to(s.dtype)
+    # As released: the focusing weights carry no gradient, and no logarithm is below log(eps).
+    log_s = s.clamp(min=eps).log()
+    log_not_s = (1 - s_m).clamp(min=eps).log()
+    L_pos = (1 - s.detach()) ** gamma_pos * log_s
+    L_neg = s_m.detach() ** gamma_neg * log_not_s
+    L = y * L_pos + (1 - y) * L_neg  # Eq. 7
+    known = targets >= 0
+    return -(L * known).sum() / known.sum().clamp(min=1)
+
+
+# -------------------------------------------------------------------------------- what surrounds it
 
 
 def at_least_float32(x):
@@ -203,82 +231,26 @@ def at_least_float32(x):
     return x.to(torch.promote_types(x.dtype, torch.float32))
 
 
-def loss(logits, targets, gamma_pos=0.0, gamma_neg=4.0, margin=0.05, eps=1e-8):
-    """Eq. 7, the mean over the known entries. logits, targets (B, K): 1, 0, -1 (unknown)."""
-    p = torch.sigmoid(at_least_float32(logits))
-    positive = targets == 1
-    known = targets >= 0
-    p_m = (p - margin).clamp(min=0)  # of negatives
-    truth = torch.where(positive, p, 1 - p_m)  # probability of the true label
-    gamma = torch.where(positive, gamma_pos, gamma_neg)
-    weight = (1 - truth.detach()) ** gamma
-    log_truth = truth.clamp(min=eps).log()
-    return -(weight * log_truth * known).sum() / known.sum().clamp(min=1)  # Eq. 7
+def timm_backbone(name, pretrained, image_size, output_stride):
+    """timm's model without pooling and classifier."""
+    config = timm.get_pretrained_cfg(name)
+    fixed_size = getattr(config, "fixed_input_size", False)  # ViT, Swin
+    return timm.create_model(
+        name, pretrained=pretrained, num_classes=0, global_pool="",
+        img_size=image_size if fixed_size else None,  # timm ignores None
+        output_stride=output_stride)
 
 
-def param_groups(model, lr, weight_decay, head_lr=1.0):
-    """Parameter groups, as released: one learning rate, no weight decay on 1-D parameters.
-    `head_lr`: the learning rate of everything else as a multiple of the backbone's."""
-    backbone = list(model.backbone.parameters())
-    rest = [p for name, p in model.named_parameters() if not name.startswith("backbone.")]
-    groups = []
-    for parameters, part_lr in ((backbone, lr), (rest, head_lr * lr)):
-        matrices = [p for p in parameters if p.ndim > 1]
-        vectors = [p for p in parameters if p.ndim <= 1]
-        groups.append({"params": matrices, "lr": part_lr, "weight_decay": weight_decay})
-        groups.append({"params": vectors, "lr": part_lr, "weight_decay": 0.0})
-    return groups
-
-
-RELEASED = {
-    "backbone": "resnet101.tv_in1k", "pretrained": True, "image_size": 448,
-    "mean": (0., 0., 0.), "std": (1., 1., 1.), "augment": ("cutout", "randaugment"),
-    "optimizer": "adamw", "lr": 1e-5, "weight_decay": 1e-4, "schedule": "onecycle",
-    "pct_start": 0.1, "schedule_epochs": 80, "epochs": 79, "batch_size": 16, "drop_last": False,
-    "ema": 0.998, "ema_warmup": False, "text": "RN50",
-    "note": "for 66.69 mAP on COCO-LT: stops after 79 of 80 epochs, like the released loop; it is "
-            "not known at which epoch the paper's figure was taken"}
-SCENES = {  # small, for a CPU
-    "backbone": "test_resnet", "pretrained": False, "image_size": 128, "output_stride": 16,
-    "mean": (0.5, 0.5, 0.5), "std": (0.25, 0.25, 0.25), "augment": ("flip",),
-    "optimizer": "adamw", "lr": 5e-4, "weight_decay": 1e-2, "schedule": "onecycle",
-    "pct_start": 0.2, "epochs": 40, "batch_size": 16, "clip_grad": 1., "text": "random",
-    "d_model": 128, "heads": 4, "head_dim": 32, "ffn": 256, "dropout": 0.}
-RECIPES = {  # the first is the default
-    "scenes-lt": SCENES,
-    "scenes": dict(SCENES, epochs=8),
-    # no public log shows where to stop, so this runs a whole, shorter schedule
-    "csv": dict(
-        RELEASED, epochs=20, schedule_epochs=20, ema_warmup=True, drop_last=True, note=""),
-    "coco-lt": RELEASED,
-    "voc-lt": dict(
-        RELEASED, epochs=29,
-        note="for 86.28 mAP: stops after 29 of 80 epochs, which is inferred from a comment on VOC "
-             "in the released code; it is not known at which epoch the paper's figure was taken"),
-    "voc2007": dict(RELEASED, epochs=29, note="not a recipe from the paper"),
-    "coco2014": dict(RELEASED, note="not a recipe from the paper"),
-}
-
-
-def read_text_features(source, count):
-    """W (K, m) from a tensor, a .npy or a .pt file. Raises ValueError."""
-    features = source
-    try:
-        if isinstance(source, str) and source.endswith(".npy"):
-            features = np.load(source)
-        elif isinstance(source, str):
-            features = torch.load(source, weights_only=True)
-        features = torch.as_tensor(features, dtype=torch.float32)
-    except Exception as error:  # damaged files raise many kinds of error
-        raise ValueError(f"text features {source}: missing, or not a .npy or .pt file") from error
-    if features.ndim != 2 or len(features) != count or not features.isfinite().all():
-        raise ValueError(f"text features {tuple(features.shape)}: must be finite, of shape "
-                         f"({count}, m)")
-    norm = features.norm(dim=1).mean()
-    if isinstance(source, str) and norm < 3:  # a tensor may come from a trained checkpoint
-        warnings.warn(f"the text features have a mean norm of {norm:.1f}, but CLIP's have about "
-                      "10: scale them to 10; at norm 1, CPRFL trains far worse")
-    return features
+def feature_map(backbone, images):
+    """(B, 3, h, w) -> (B, width, H, W), from NCHW (ResNet), NHWC (Swin) or tokens (ViT)."""
+    x = backbone.forward_features(images)
+    if x.ndim == 3:  # tokens (B, prefix + HW, width); the prefix: class and register tokens
+        grid = backbone.patch_embed.dynamic_feat_size(images.shape[-2:])
+        x = x[:, backbone.num_prefix_tokens:]
+        x = x.transpose(1, 2).unflatten(2, grid)
+    elif getattr(backbone, "output_fmt", "NCHW") == "NHWC":
+        x = x.permute(0, 3, 1, 2)
+    return x
 
 
 def text_tower(classes, text):
@@ -309,9 +281,127 @@ def text_tower(classes, text):
                          "use --text-features FILE, a .npy or .pt file with your own features "
                          f"({len(classes)}, m)") from error
     del tower.visual, tower.logit_scale  # text features need neither
+    # the paper's sentence
     sentences = [f"a photo of a {label.replace('_', ' ')}." for label in classes]
     return tower.eval(), open_clip.get_tokenizer(name)(sentences)
 
+
+def read_text_features(source, count):
+    """W (K, m) from a tensor, a .npy or a .pt file. Raises ValueError."""
+    features = source
+    try:
+        if isinstance(source, str) and source.endswith(".npy"):
+            features = np.load(source)
+        elif isinstance(source, str):
+            features = torch.load(source, weights_only=True)
+        features = torch.as_tensor(features, dtype=torch.float32)
+    except Exception as error:  # damaged files raise many kinds of error
+        raise ValueError(f"text features {source}: missing, or not a .npy or .pt file") from error
+    if features.ndim != 2 or len(features) != count or not features.isfinite().all():
+        raise ValueError(f"text features {tuple(features.shape)}: must be finite, of shape "
+                         f"({count}, m)")
+    norm = features.norm(dim=1).mean()
+    if isinstance(source, str) and norm < 3:  # a tensor may come from a trained checkpoint
+        warnings.warn(f"the text features have a mean norm of {norm:.1f}, but CLIP's have about "
+                      "10: scale them to 10; at norm 1, CPRFL trains far worse")
+    return features
+
+
+def param_groups(model, lr, weight_decay, head_lr=1.0):
+    """Parameter groups, as released: one learning rate, no weight decay on 1-D parameters.
+    `head_lr`: the learning rate of everything else as a multiple of the backbone's."""
+    backbone = list(model.backbone.parameters())
+    rest = [p for name, p in model.named_parameters() if not name.startswith("backbone.")]
+    groups = []
+    for parameters, part_lr in ((backbone, lr), (rest, head_lr * lr)):
+        matrices = [p for p in parameters if p.ndim > 1]
+        vectors = [p for p in parameters if p.ndim <= 1]
+        groups.append({"params": matrices, "lr": part_lr, "weight_decay": weight_decay})
+        groups.append({"params": vectors, "lr": part_lr, "weight_decay": 0.0})
+    return groups
+
+
+build = CPRFL  # for train.py, as are all names below
+REDUCTION = "mean"  # what `loss` does over the batch
+HELP = {  # keyword argument -> its text in --help
+    "text": "text tower: an open_clip model name, random-NAME (untrained) or random (random-RN50)",
+    "text_features": "a .npy or .pt file with your own text features (labels, m), of norm 10",
+    "d_model": "width of tokens and prompts",
+    "heads": "attention heads",
+    "head_dim": "width of each attention head",
+    "ffn": "hidden width of Eq. 5",
+    "tau": "Eq. 2: hidden width of the prompts' network as a multiple of d_model",
+    "dropout": "dropout in the interaction",
+    "tune_text": "train the text tower, too, as in the released code",
+    "prompts": "nonlinear (Eq. 2), linear or random (without text)",
+    "paths": "how gradients reach the prompts: both, interaction or direct",
+    "output_stride": "8 or 16: maps finer than 1/32; none: the backbone's",
+    "gamma_pos": "focusing of positive labels; 0: as in cross-entropy",
+    "gamma_neg": "focusing of negative labels; 0: as in cross-entropy",
+    "margin": "negatives with a probability below it add no loss",
+    "eps": "the loss takes the logarithm of at least this probability",
+    "head_lr": "learning rate of everything but the backbone as a multiple of the backbone's",
+}
+
+RELEASED = {
+    "backbone": "resnet101.tv_in1k", "pretrained": True, "image_size": 448,
+    "mean": (0., 0., 0.), "std": (1., 1., 1.), "augment": ("cutout", "randaugment"),
+    "optimizer": "adamw", "lr": 1e-5, "weight_decay": 1e-4, "schedule": "onecycle",
+    "pct_start": 0.1, "schedule_epochs": 80, "epochs": 79, "batch_size": 16, "drop_last": False,
+    "ema": 0.998, "ema_warmup": False, "text": "RN50",
+    "note": "for 66.69 mAP on COCO-LT: stops after 79 of 80 epochs, like the released loop; it is "
+            "not known at which epoch the paper's figure was taken"}
+SCENES = {  # small, for a CPU
+    "backbone": "test_resnet", "pretrained": False, "image_size": 128, "output_stride": 16,
+    "mean": (0.5, 0.5, 0.5), "std": (0.25, 0.25, 0.25), "augment": ("flip",),
+    "optimizer": "adamw", "lr": 5e-4, "weight_decay": 1e-2, "schedule": "onecycle",
+    "pct_start": 0.2, "epochs": 40, "batch_size": 16, "clip_grad": 1., "text": "random",
+    "d_model": 128, "heads": 4, "head_dim": 32, "ffn": 256, "dropout": 0.}
+RECIPES = {  # the first is the default
+    "scenes-lt": SCENES,
+    "scenes": dict(SCENES, epochs=8),
+    # no public log shows where to stop, so this runs a whole, shorter schedule
+    "csv": dict(
+        RELEASED, epochs=20, schedule_epochs=20, ema_warmup=True, drop_last=True, note=""),
+    "coco-lt": RELEASED,
+    "voc-lt": dict(
+        RELEASED, epochs=29,
+        note="for 86.28 mAP: stops after 29 of 80 epochs, which is inferred from a comment on VOC "
+             "in the released code; it is not known at which epoch the paper's figure was taken"),
+    "voc2007": dict(RELEASED, epochs=29, note="not a recipe from the paper"),
+    "coco2014": dict(RELEASED, note="not a recipe from the paper"),
+}
+
+# ------------------------------------------ where the paper, the released code and this file differ
+#
+# The method
+# - Eq. 3: in the paper, divided by sqrt(d); as released and here, by sqrt(head_dim), per head.
+# - Eq. 7: the margin 0.05 is the released code's; the paper gives no value of mu. Also as released:
+#   the focusing weights carry no gradient, the logarithm is that of at least 1e-8, and the loss is
+#   the mean over images and labels.
+# - Architecture, as released; the paper's equations leave this out: LayerNorm before attention and
+#   before Eq. 5; an output projection after Eq. 4; no bias in W_q, W_k and W_v; no position
+#   embedding; dropout 0.1 after the output projection, after GELU and after the last linear map,
+#   and nowhere else.
+# - Text tower: frozen in the paper (section 4.1). In the released code, the freezing is commented
+#   out, so the tower is trained. Here: frozen; --tune-text trains it.
+# Training
+# - Paper (section 4.1): Adam, weight decay 1e-4, 30 epochs, batch size 32, learning rate 1e-5 on
+#   COCO-LT and 5e-5 on VOC-LT. Released: AdamW, weight decay 1e-4, batch size 16, learning rate
+#   1e-5 by default; 5e-5 stands only in the name of a model in its configuration. It trains 79
+#   epochs of a schedule of 80. Here: as released.
+# - VOC-LT: 29 epochs here, of the same schedule. This is inferred from a comment on "voc" in the
+#   released loop. Its comments name "voc" and "coco and nus-wide", never VOC-LT.
+# - Reported epoch: from epoch 11 on, the released code picks the best epoch of the moving average
+#   (EMA) on the test set. Here: the EMA after the last epoch.
+# - EMA, as released: the decay is 0.998 from the first step. It is evaluated in float32 there, and
+#   with --amp's precision here. For your own data (csv), the decay rises to 0.998.
+# - Learning rates: the released code sets up a lower one for the backbone, but it never takes
+#   effect. Here: one for all parameters, unless you set --head-lr.
+# - The released training script lacks an argument and a module: "as released" means a repaired one.
+# Not known
+# - Backbone: whether the weights were torchvision's V1 or V2. The difference is 2.5 to 3 mAP on
+#   COCO. Here: V1; --backbone resnet101.tv2_in1k gives V2.
 
 if __name__ == "__main__":
     import sys

@@ -1,42 +1,48 @@
-"""Q2L: Query2Label. Each label embedding finds its class in the image by cross-attention.
+"""Q2L, Query2Label (Liu et al., 2021, arXiv 2107.10834): a learned query per label asks the image.
 
-Paper: Liu et al., "Query2Label: A Simple Transformer Way to Multi-Label Classification",
-arXiv 2107.10834. The equations, with this file's own numbers. ~X is X plus its position embedding.
-F is the feature map, as HW tokens of width d:
+The problem. The usual classifier averages the feature map over its cells and judges all labels by
+this one vector. But each label needs another place: the cat is here, the small cup there.
+The idea. Each label has a learned vector, its label query, that asks the map "where is my label?".
+Attention answers with a weighted mean of the cells, so each label gets a feature of its own. DETR
+finds objects in this way. But here, query k is always label k, so nothing has to be matched.
 
-    (1)  Q'  = MHA(~Q, ~Q, Q)         self-attention among the labels
-    (2)  Q'' = MHA(~Q', ~F, F)        cross-attention from labels to tokens
-    (3)  Q_i = FFN(Q'')               decoder layer i
-    (4)  p_k = sigmoid(W_k . Q_k + b_k)
-    (5)  loss = -mean of: (1 - p)^g+ log p where y = 1, p^g- log(1 - p) where y = 0
+    images (B, 3, h, w) -> backbone -> encoder -> cells F (B, HW, d) --+ keys, values
+                                                                       v
+    label queries Q_0 (K, d) -----------------------------> L decoder layers -> Q_L (B, K, d) -> p
 
-Where the paper, the released code and this file differ:
-- Eq. 1: the released decoder and its checkpoints have no self-attention. Here,
-  `self_attention=False` is the released decoder and True is the paper's.
-- Eq. 5, gammas: the paper has g+ 0 and g- 1. The released command has g- 2. The released TResNets
-  have g- 0, which is plain cross-entropy. Here: as released; --gamma-neg 1 gives the paper's.
-- Eq. 5, details, as released: the focusing weights carry no gradient, p is clamped to at least
-  1e-5, and the loss is multiplied by 1000.
-- Reported epoch: the released code picks the best epoch on the test set, for the raw weights or
-  their moving average (EMA), whichever is better. It stops when there has been no better epoch for
-  9 epochs and the EMA is below its best. Here: the EMA weights after the recipe's fixed epoch.
-- Frozen, as released (`freeze`): the stem and layer1 of a ResNet or TResNet, and every BatchNorm of
-  a ResNet. If you train without pretrained weights, use --no-freeze, or they stay random.
-- The decoder's input is 0. The label embeddings are its position embeddings. They are added in
-  every layer, as released.
-- VOC 2007: the run that reaches 96.1 has self-attention in the second decoder layer only. Here,
-  both layers have it. The values of the first layer's self-attention are 0 before their projection,
-  so there, self-attention only adds the same vector to every label.
-- Cutout on COCO and NUS-WIDE: a square of half the image side, as in the public logs at 448 px that
-  reach the paper's mAP (at 576 px, their square has 224 px). The released default length raises an
-  error today. On VOC and VG500: none, since the logs there have that default.
-- Left out: the released learning rate factor of batch / 256, which OneCycle overrides.
+~X is X with position embeddings added. MultiHead(query, key, value) is softmax(query . key /
+sqrt(width)) times value, with several heads. Decoder layer i, from 1 to L, is Eq. 1 to 3.
+
+    Eq. 1   Q_i^(1) = MultiHead(~Q_{i-1}, ~Q_{i-1}, Q_{i-1})   labels look at labels; off by default
+    Eq. 2   Q_i^(2) = MultiHead(~Q_i^(1), ~F, F)               label k looks at the cells
+    Eq. 3   Q_i = FFN(Q_i^(2))                                 two linear layers
+    Eq. 4   p_k = Sigmoid(W_k . Q_{L,k} + b_k)                 Q_{L,k} is about label k alone, so
+                                                               each label has its own W_k
+    Eq. 5   L = -1/K sum_k of (1 - p_k)^gamma+ log p_k         where y_k = 1
+                              p_k^gamma- log(1 - p_k)          where y_k = 0
+
+The paper prints Eq. 5 without the minus sign. (The numbers of its equations are not checked against
+the PDF.) gamma+ = gamma- = 0 is cross-entropy. A larger gamma- lets easy negatives count less. One
+with p = 0.1 adds 0.105 with gamma- = 0, 0.011 with 1 (the paper), 0.001 with 2 (the default).
+
+An example of Eq. 2: four cells of width 4, one head, all matrices the identity. One cell shows a
+cat (2 0 0 0), one a dog (0 2 0 0), two nothing (0 0 0 0).
+
+    query         weights of the cells   what it finds
+    (0 0 0 0)     0.25 0.25 0.25 0.25    (0.50 0.50 0 0)   the average, as in the usual classifier
+    (2 0 0 0)     0.71 0.10 0.10 0.10    (1.42 0.19 0 0)   mostly cat
+    (0 2 0 0)     0.10 0.71 0.10 0.10    (0.19 1.42 0 0)   mostly dog
+    (8 0 0 0)     1.00 0.00 0.00 0.00    (2.00 0.00 0 0)   the cat's cell alone
+
+On COCO, with ResNet-101 at 448 px: K = 80, HW = 14 x 14, d = 2048, 4 heads, L = 2.
 
 Run: python q2l.py                              synthetic scenes on a CPU: 98.2 mAP
      python q2l.py --data coco2014 --root ROOT  the paper has 84.9 mAP; not run here
-To copy: this file needs no other file.
+More: what differs from the paper and from the released code stands at the end of this file.
+To copy: Q2LHead and the four parts that follow it need only torch (leave out the import of timm).
 """
 import math
+import warnings
 
 import timm
 import torch
@@ -46,53 +52,68 @@ from torch import nn
 from torch.nn.modules.batchnorm import _BatchNorm
 
 
-class Attention(nn.Module):
-    """Multi-head attention through torch's fused kernel. Queries of batch size 1 serve all images.
+class Q2LHead(nn.Module):
+    """Logits (B, K) from feature maps (B, d, H, W) of the Transformer's width d.
 
-    Queries, keys and values each have their own matrix. Here, this is faster than one (3 d, d).
+    `ffn`: hidden width of Eq. 3. `self_attention`: with Eq. 1, as in the paper; without it, as
+    released. Raises ValueError for widths or features that do not fit.
     """
 
-    def __init__(self, d, heads, dropout):
+    def __init__(self, num_classes, d, ffn=8192, heads=4, encoder_layers=1, decoder_layers=2,
+                 self_attention=False, dropout=0.1):
         super().__init__()
-        self.heads = heads
-        self.dropout = dropout
-        self.q = nn.Linear(d, d)
-        self.k = nn.Linear(d, d)
-        self.v = nn.Linear(d, d)
-        self.out_proj = nn.Linear(d, d)
-        # sqrt(6 / (d + 3 d)): the bound of one matrix (3 d, d), as in nn.MultiheadAttention
-        bound = math.sqrt(1.5 / d)
-        for linear in (self.q, self.k, self.v):
-            nn.init.uniform_(linear.weight, -bound, bound)
-            nn.init.zeros_(linear.bias)
-        nn.init.xavier_uniform_(self.out_proj.weight)
-        nn.init.zeros_(self.out_proj.bias)
+        if d % 4 or d % heads:
+            raise ValueError(f"d_model={d}: must be a multiple of 4 and of heads")
+        if decoder_layers < 1:
+            raise ValueError("decoder_layers must be at least 1")
+        self.encoder = nn.ModuleList(
+            [Layer(d, heads, ffn, dropout) for _ in range(encoder_layers)])
+        self.decoder = nn.ModuleList(
+            [Layer(d, heads, ffn, dropout, self_attention) for _ in range(decoder_layers)])
+        self.norm = nn.LayerNorm(d)
+        self.query_embed = nn.Parameter(torch.randn(num_classes, d))  # the label queries Q_0
+        bound = 1 / math.sqrt(d)  # as in nn.Linear
+        self.W = nn.Parameter(torch.empty(num_classes, d).uniform_(-bound, bound))
+        self.b = nn.Parameter(torch.empty(num_classes).uniform_(-bound, bound))
 
-    def forward(self, q, k, v, need_map=False):
-        """q (B or 1, N, d), k and v (B, M, d) -> (B, N, d), and with `need_map` the weights
-        (B, heads, N, M), else None."""
-        q = self.split_heads(self.q(q))
-        k = self.split_heads(self.k(k))
-        v = self.split_heads(self.v(v))
-        q = q.expand(k.shape[0], -1, -1, -1)
-        dropout = self.dropout if self.training else 0.0
-        x = F.scaled_dot_product_attention(q, k, v, dropout_p=dropout)
-        x = self.out_proj(x.transpose(1, 2).flatten(2))  # (B, N, d)
-        if not need_map:
-            return x, None
-        weights = torch.softmax(q @ k.transpose(-1, -2) / math.sqrt(q.shape[-1]), dim=-1)
-        return x, weights
+    def forward(self, x, need_maps=False):
+        """Logits (B, K), and with `need_maps` the weights (B, layers, heads, K, H, W)."""
+        d = self.query_embed.shape[1]
+        if x.ndim != 4 or x.shape[1] != d:
+            raise ValueError(f"features {tuple(x.shape)}: a map (B, {d}, H, W) is needed; tokens "
+                             "(B, HW, d) become one by .transpose(1, 2).unflatten(2, (H, W))")
+        B, _, H, W = x.shape
+        pos = sine_positions(H, W, d, x.device).to(x.dtype)  # (HW, d)
+        tokens = x.flatten(2).transpose(1, 2)  # (B, HW, d): one token per cell
 
-    def split_heads(self, x):
-        """(B, N, d) -> (B, heads, N, d / heads)"""
-        return x.unflatten(-1, (self.heads, -1)).transpose(1, 2)
+        # The encoder, in which each cell learns what is around it: the same layer without Eq. 1,
+        # but the cells ask, so cells look at cells.
+        for layer in self.encoder:
+            tokens, _ = layer(tokens, pos, keys=tokens + pos, values=tokens)  # (B, HW, d)
+
+        # The decoder. Q is what the labels have found so far: at first nothing, so 0 (as released;
+        # the paper: Q_0). The label queries are added to Q as its position embeddings, in every
+        # layer: so the first layer asks with them alone, and no layer forgets who asks.
+        Q = torch.zeros_like(self.query_embed).expand(B, -1, -1)  # (B, K, d)
+        keys = tokens + pos  # ~F. The values are F: a position tells where, not what is there.
+        maps = []
+        for layer in self.decoder:
+            Q, weights = layer(Q, self.query_embed, keys, tokens, need_maps)
+            maps.append(weights)  # (B, heads, K, HW)
+
+        # Row k of Q, after a last LayerNorm (as released), with row k of W. The loss takes the
+        # sigmoid.
+        logits = (self.norm(Q) * self.W).sum(-1) + self.b  # Eq. 4
+        if not need_maps:
+            return logits, None
+        return logits, torch.stack(maps, 1).unflatten(-1, (H, W))
 
 
 class Layer(nn.Module):
-    """A decoder layer: Eq. 1-3, post-norm. Without self-attention there is no norm1, as released.
+    """A decoder layer: Eq. 1-3, each with a residual connection, then a LayerNorm. The paper's
+    equations leave these out, because every Transformer has them.
 
-    The encoder uses it, too: there, multihead_attn attends from tokens to tokens. The names are
-    those of a released decoder layer.
+    The names are those of a released decoder layer.
     """
 
     def __init__(self, d, heads, ffn, dropout, self_attention=False):
@@ -111,23 +132,65 @@ class Layer(nn.Module):
         self.dropout = nn.Dropout(dropout)
 
     def forward(self, x, pos, keys, values, need_map=False):
-        """x (B or 1, N, d), pos (N, d), keys and values (B, HW, d) -> (B, N, d), map."""
-        if self.self_attention:
-            q = x + pos
-            attended, _ = self.self_attn(q, q, x)
-            x = self.norm1(x + self.dropout(attended))  # Eq. 1
-        found, weights = self.multihead_attn(x + pos, keys, values, need_map)  # Eq. 2
-        x = self.norm2(x + self.dropout(found))
-        hidden = self.linear1(x)  # (B, N, ffn)
-        # Dropout before ReLU gives the same values, because its factors are never negative. In
-        # this order, both can work in place: ReLU's backward pass needs only its own output.
-        hidden = F.dropout(hidden, self.dropout.p, self.training, inplace=True).relu_()
+        """x (B, N, d) with positions pos (N, d) looks at keys and values (B, HW, d). Returns
+        (B, N, d), and with `need_map` the weights of Eq. 2 (B, heads, N, HW), else None."""
+        if self.self_attention:  # off by default: the released decoder has none
+            query = x + pos
+            attended, _ = self.self_attn(query, query, x)  # Eq. 1
+            x = self.norm1(x + self.dropout(attended))
+        attended, weights = self.multihead_attn(x + pos, keys, values, need_map)  # Eq. 2
+        x = self.norm2(x + self.dropout(attended))
+        hidden = self.dropout(F.relu(self.linear1(x)))  # (B, N, ffn)
         x = self.norm3(x + self.dropout(self.linear2(hidden)))  # Eq. 3
         return x, weights
 
 
+class Attention(nn.Module):
+    """MultiHead(query, key, value): softmax(q . k / sqrt(d / heads)) over the keys, times v.
+
+    As nn.MultiheadAttention. But queries, keys and values each have their own matrix, because
+    their inputs differ: one product with a matrix (3 d, d) would not do.
+    """
+
+    def __init__(self, d, heads, dropout):
+        super().__init__()
+        self.heads = heads
+        self.dropout = dropout
+        self.q = nn.Linear(d, d)
+        self.k = nn.Linear(d, d)
+        self.v = nn.Linear(d, d)
+        self.out_proj = nn.Linear(d, d)
+        # sqrt(6 / (d + 3 d)): the bound of one matrix (3 d, d), as in nn.MultiheadAttention
+        bound = math.sqrt(1.5 / d)
+        for linear in (self.q, self.k, self.v):
+            nn.init.uniform_(linear.weight, -bound, bound)
+            nn.init.zeros_(linear.bias)
+        nn.init.xavier_uniform_(self.out_proj.weight)
+        nn.init.zeros_(self.out_proj.bias)
+
+    def forward(self, query, key, value, need_map=False):
+        """query (B, N, d), key and value (B, M, d) -> (B, N, d), and with `need_map` the weights
+        (B, heads, N, M), else None."""
+        q = self.split_heads(self.q(query))
+        k = self.split_heads(self.k(key))
+        v = self.split_heads(self.v(value))
+        dropout = self.dropout if self.training else 0.0
+        x = F.scaled_dot_product_attention(q, k, v, dropout_p=dropout)
+        x = self.out_proj(x.transpose(1, 2).flatten(2))  # (B, N, d)
+        if not need_map:
+            return x, None
+        # torch's fused kernel does not return its weights
+        weights = torch.softmax(q @ k.transpose(-1, -2) / math.sqrt(q.shape[-1]), dim=-1)
+        return x, weights
+
+    def split_heads(self, x):
+        """(B, N, d) -> (B, heads, N, d / heads)"""
+        return x.unflatten(-1, (self.heads, -1)).transpose(1, 2)
+
+
 def sine_positions(height, width, d, device):
-    """(HW, d): the row's position in the first d/2 entries, the column's in the others."""
+    """(HW, d): the row's position in the first d/2 entries, the column's in the others. Attention
+    does not see where a cell is, so this is added to it. Not learned, so any size of map works."""
     rows = sine_of_index(height, d // 2, device)[:, None].expand(-1, width, -1)  # (H, W, d/2)
     columns = sine_of_index(width, d // 2, device)[None].expand(height, -1, -1)
     return torch.cat([rows, columns], -1).flatten(0, 1)
@@ -142,56 +205,14 @@ def sine_of_index(count, d, device):
     return torch.stack([angles.sin(), angles.cos()], -1).flatten(1)
 
 
-class Q2LHead(nn.Module):
-    """Logits (B, K) from feature maps (B, d, H, W) of the Transformer's width."""
-
-    def __init__(self, num_classes, d, ffn, heads, encoder_layers, decoder_layers, self_attention,
-                 dropout):
-        super().__init__()
-        self.encoder = nn.ModuleList(
-            [Layer(d, heads, ffn, dropout) for _ in range(encoder_layers)])
-        self.decoder = nn.ModuleList(
-            [Layer(d, heads, ffn, dropout, self_attention) for _ in range(decoder_layers)])
-        self.norm = nn.LayerNorm(d)
-        self.query_embed = nn.Parameter(torch.randn(num_classes, d))
-        bound = 1 / math.sqrt(d)
-        self.W = nn.Parameter(torch.empty(num_classes, d).uniform_(-bound, bound))
-        self.b = nn.Parameter(torch.empty(num_classes).uniform_(-bound, bound))
-
-    def forward(self, x, need_maps=False):
-        """Logits (B, K), and with `need_maps` the weights (B, layers, heads, K, H, W)."""
-        H, W = x.shape[-2:]
-        pos = sine_positions(H, W, x.shape[1], x.device).to(x.dtype)
-        tokens = x.flatten(2).transpose(1, 2)  # (B, HW, d)
-        for layer in self.encoder:  # queries and keys are tokens + pos, values are tokens
-            tokens, _ = layer(tokens, pos, tokens + pos, tokens)
-
-        # The decoder's input does not depend on the image, so one row serves the batch. The first
-        # cross-attention turns it into B rows. With dropout in self-attention, each image needs its
-        # own row.
-        rows = 1
-        if self.training and self.decoder[0].self_attention:
-            rows = tokens.shape[0]
-        queries = torch.zeros_like(self.query_embed).expand(rows, -1, -1)  # (B or 1, K, d)
-        keys = tokens + pos
-        maps = []
-        for layer in self.decoder:
-            queries, weights = layer(queries, self.query_embed, keys, tokens, need_maps)
-            maps.append(weights)
-        logits = (self.norm(queries) * self.W).sum(-1) + self.b  # Eq. 4
-        if not need_maps:
-            return logits, None
-        return logits, torch.stack(maps, 1).unflatten(-1, (H, W))
-
-
 class Q2L(nn.Module):
     """Images (B, 3, h, w), any size for a ResNet -> logits (B, len(classes)): backbone and head.
 
     `d_model`: the Transformer's width; None: the backbone's. `self_attention`: True is the paper's
     decoder, False the released one. `project`: a 1 x 1 convolution to d_model; None: only where the
-    widths differ. `freeze`: stem and layer1 of a ResNet or TResNet, and a ResNet's BatchNorms.
-    `output_stride`: 8 or 16 keeps maps finer than 1/32. Raises ValueError for settings that do not
-    fit together.
+    widths differ. `freeze`: stem and layer1 of a ResNet or TResNet, and a ResNet's BatchNorms, stay
+    as pretrained. `output_stride`: 8 or 16 keeps maps finer than 1/32. Raises ValueError for
+    settings that do not fit together.
     """
 
     def __init__(self, classes, *, backbone, pretrained, image_size, d_model: int | None = None,
@@ -199,30 +220,14 @@ class Q2L(nn.Module):
                  project: bool | None = None, dropout=0.1, freeze=True,
                  output_stride: int | None = None):
         super().__init__()
-        config = timm.get_pretrained_cfg(backbone)
-        fixed_size = getattr(config, "fixed_input_size", False)  # ViT, Swin
-        self.backbone = timm.create_model(
-            backbone, pretrained=pretrained, num_classes=0, global_pool="",
-            img_size=image_size if fixed_size else None,  # timm ignores None
-            output_stride=output_stride)
-        self.frozen_norms = False
-        if freeze and isinstance(self.backbone, tresnet.TResNet):
-            self.backbone.body.conv1.requires_grad_(False)
-            self.backbone.body.layer1.requires_grad_(False)
-        if freeze and isinstance(self.backbone, resnet.ResNet):
-            self.backbone.conv1.requires_grad_(False)
-            self.backbone.layer1.requires_grad_(False)
-            self.frozen_norms = True
-            for norm in self.norms():
-                norm.requires_grad_(False)
+        self.backbone = timm_backbone(backbone, pretrained, image_size, output_stride)
+        if freeze:
+            freeze_first_layers(self.backbone, pretrained)
+        self.frozen_norms = freeze and isinstance(self.backbone, resnet.ResNet)
 
         width = self.backbone.num_features
         if d_model is None:
             d_model = width
-        if d_model % 4 or d_model % heads:
-            raise ValueError(f"d_model={d_model}: must be a multiple of 4 and of heads")
-        if decoder_layers < 1:
-            raise ValueError("decoder_layers must be at least 1")
         if project is None:
             project = width != d_model
         if not project and width != d_model:
@@ -230,28 +235,6 @@ class Q2L(nn.Module):
         self.input_proj = nn.Conv2d(width, d_model, 1) if project else nn.Identity()
         self.head = Q2LHead(len(classes), d_model, ffn, heads, encoder_layers, decoder_layers,
                             self_attention, dropout)
-
-    def norms(self):
-        return [m for m in self.backbone.modules() if isinstance(m, _BatchNorm)]
-
-    def train(self, mode=True):
-        """Frozen BatchNorm stays in evaluation mode."""
-        super().train(mode)
-        if self.frozen_norms:
-            for norm in self.norms():
-                norm.eval()
-        return self
-
-    def features(self, images):
-        """(B, 3, h, w) -> (B, d, H, W), from NCHW (ResNet), NHWC (Swin) or tokens (ViT)."""
-        x = self.backbone.forward_features(images)
-        if x.ndim == 3:  # tokens (B, prefix + HW, d); the prefix: class and register tokens
-            grid = self.backbone.patch_embed.dynamic_feat_size(images.shape[-2:])
-            x = x[:, self.backbone.num_prefix_tokens:]
-            x = x.transpose(1, 2).unflatten(2, grid)
-        elif getattr(self.backbone, "output_fmt", "NCHW") == "NHWC":
-            x = x.permute(0, 3, 1, 2)
-        return self.input_proj(x)
 
     def forward(self, images):
         logits, _ = self.head(self.features(images))
@@ -261,25 +244,88 @@ class Q2L(nn.Module):
         """Logits (B, K) and cross-attention maps (B, layers, heads, K, H, W); each sums to 1."""
         return self.head(self.features(images), need_maps=True)
 
+    def features(self, images):
+        """(B, 3, h, w) -> (B, d, H, W)"""
+        return self.input_proj(feature_map(self.backbone, images))
 
-build = Q2L  # the name that train.py calls
-REDUCTION = "mean"  # for train.py: what `loss` does over the batch
-LOSS_SCALE = 1000  # as released; for train.py, too: --loss has the same scale
+    def train(self, mode=True):
+        """Frozen BatchNorms stay in evaluation mode."""
+        super().train(mode)
+        if self.frozen_norms:
+            for norm in batchnorms(self.backbone):
+                norm.eval()
+        return self
+
+
+LOSS_SCALE = 1000  # as released; train.py gives --loss the same
 
 
 def loss(logits, targets, gamma_pos=0.0, gamma_neg=2.0, eps=1e-5):
-    """Eq. 5 as released: sum / B / K * 1000. logits, targets (B, K): 1, 0, -1 (unknown: adds 0, but
-    still counts in B and K). For AdamW, the 1000 only matters for its eps and gradient clipping.
+    """Eq. 5, the mean over B and K, times 1000. With AdamW, this factor only matters for its eps
+    and for gradient clipping; with Adam, for weight decay, too.
+
+    logits, targets (B, K). A target is 1, 0 or, as a soft label, in between: y L+ + (1 - y) L-.
+    -1 is unknown: it adds 0 but counts in B and K. Values are not checked. Raises ValueError if
+    the shapes differ.
     """
-    z = logits.to(torch.promote_types(logits.dtype, torch.float32))  # float64 stays
+    if logits.shape != targets.shape:
+        raise ValueError(f"logits {tuple(logits.shape)}, targets {tuple(targets.shape)}: both must "
+                         "be (B, K)")
+    z = logits.to(torch.promote_types(logits.dtype, torch.float32))  # from half; float64 stays
     p = torch.sigmoid(z)
-    positive = targets == 1
+    y = targets.to(p.dtype)
+    # As released: the focusing weights carry no gradient, and no logarithm is below log(eps).
+    log_p = p.clamp(min=eps).log()
+    log_not_p = (1 - p).clamp(min=eps).log()
+    L_pos = (1 - p.detach()) ** gamma_pos * log_p
+    L_neg = p.detach() ** gamma_neg * log_not_p
+    L = y * L_pos + (1 - y) * L_neg  # Eq. 5
     known = targets >= 0
-    truth = torch.where(positive, p, 1 - p)  # probability of the true label
-    gamma = torch.where(positive, gamma_pos, gamma_neg)
-    weight = (1 - truth.detach()) ** gamma
-    log_truth = truth.clamp(min=eps).log()
-    return -(weight * log_truth * known).sum() / logits.numel() * LOSS_SCALE  # Eq. 5
+    return -(L * known).sum() / L.numel() * LOSS_SCALE
+
+
+# -------------------------------------------------------------------------------- what surrounds it
+
+
+def timm_backbone(name, pretrained, image_size, output_stride):
+    """timm's model without pooling and classifier."""
+    config = timm.get_pretrained_cfg(name)
+    fixed_size = getattr(config, "fixed_input_size", False)  # ViT, Swin
+    return timm.create_model(
+        name, pretrained=pretrained, num_classes=0, global_pool="",
+        img_size=image_size if fixed_size else None,  # timm ignores None
+        output_stride=output_stride)
+
+
+def feature_map(backbone, images):
+    """(B, 3, h, w) -> (B, width, H, W), from NCHW (ResNet), NHWC (Swin) or tokens (ViT)."""
+    x = backbone.forward_features(images)
+    if x.ndim == 3:  # tokens (B, prefix + HW, width); the prefix: class and register tokens
+        grid = backbone.patch_embed.dynamic_feat_size(images.shape[-2:])
+        x = x[:, backbone.num_prefix_tokens:]
+        x = x.transpose(1, 2).unflatten(2, grid)
+    elif getattr(backbone, "output_fmt", "NCHW") == "NHWC":
+        x = x.permute(0, 3, 1, 2)
+    return x
+
+
+def freeze_first_layers(backbone, pretrained):
+    """As released: stem and layer1 of a ResNet or TResNet, and every BatchNorm of a ResNet."""
+    if isinstance(backbone, tresnet.TResNet):
+        parts = [backbone.body.conv1, backbone.body.layer1]
+    elif isinstance(backbone, resnet.ResNet):
+        parts = [backbone.conv1, backbone.layer1, *batchnorms(backbone)]
+    else:
+        return
+    for part in parts:
+        part.requires_grad_(False)
+    if not pretrained:
+        warnings.warn("the frozen layers of the backbone are random and stay so: load pretrained "
+                      "weights into them, or build with freeze=False")
+
+
+def batchnorms(module):
+    return [layer for layer in module.modules() if isinstance(layer, _BatchNorm)]
 
 
 def param_groups(model, lr, weight_decay, head_lr=1.0, decay_1d=True):
@@ -299,6 +345,26 @@ def param_groups(model, lr, weight_decay, head_lr=1.0, decay_1d=True):
         groups.append({"params": vectors, "lr": part_lr, "weight_decay": vector_decay})
     return groups
 
+
+build = Q2L  # for train.py, as are all names below
+REDUCTION = "mean"  # what `loss` does over the batch
+HELP = {  # keyword argument -> its text in --help
+    "d_model": "width of the Transformer; none: the backbone's",
+    "ffn": "hidden width of the feed-forward layers",
+    "heads": "attention heads",
+    "encoder_layers": "layers in which cells look at cells",
+    "decoder_layers": "layers in which label queries look at cells",
+    "self_attention": "Eq. 1: label queries look at each other, as in the paper",
+    "project": "a 1 x 1 convolution to d_model; none: only where the widths differ",
+    "dropout": "dropout in the Transformer",
+    "freeze": "keep stem, layer1 (ResNet, TResNet) and BatchNorms (ResNet) as pretrained",
+    "output_stride": "8 or 16: maps finer than 1/32; none: the backbone's",
+    "gamma_pos": "focusing of positive labels; 0: as in cross-entropy",
+    "gamma_neg": "focusing of negative labels; 0: as in cross-entropy; 1: the paper's",
+    "eps": "the loss takes the logarithm of at least this probability",
+    "head_lr": "learning rate of the Transformer as a multiple of the backbone's",
+    "decay_1d": "weight decay on biases and norms, too",
+}
 
 # `schedule_epochs` is the length of the learning rate's schedule; training stops earlier, after
 # `epochs`. The published figures are those of the EMA weights after 11 to 24 epochs of an 80-epoch
@@ -354,6 +420,44 @@ RECIPES = {  # the first is the default
         note="for 42.5 mAP (envelope AP): stops after 12 of 80 epochs, where the EMA is within "
              "0.1 of its best in the public log"),
 }
+
+# ------------------------------------------ where the paper, the released code and this file differ
+#
+# The method
+# - Eq. 1: the released decoder and its checkpoints have no self-attention. Here,
+#   `self_attention=False` is the released decoder and True is the paper's.
+# - The decoder's input is 0, and the label queries are its position embeddings in every layer, as
+#   released. In the paper, they are its input Q_0.
+# - Eq. 5, gammas: gamma+ is 0 everywhere. gamma- is 1 in the paper and 2 in the released command.
+#   The released TResNets have 0, which is cross-entropy. Here: as released; --gamma-neg 1 gives
+#   the paper's.
+# - Eq. 5, details, as released: the focusing weights carry no gradient, the logarithm is that of
+#   at least 1e-5, and the loss is multiplied by 1000.
+# - Frozen, as released (`freeze`): stem and layer1 of a ResNet or TResNet, and every BatchNorm of
+#   a ResNet. If you train without pretrained weights, use --no-freeze, or they stay random.
+# Training
+# - Reported epoch: the released code picks the best epoch on the test set, for the raw weights or
+#   their moving average (EMA), whichever is better. It stops when there has been no better epoch
+#   for 9 epochs and the EMA is below its best. Here: the EMA after the recipe's fixed epoch.
+# - EMA, as released: the decay is 0.9997 from the first step. In the log of VOC 2007, the EMA
+#   starts after epoch 3, as a copy of the weights; its decay is constant, too. Here, this holds for
+#   the paper's data sets. For your own (csv) and long-tailed data, the decay rises to 0.9997.
+# - Weight decay, as released: the classifier's bias is decayed, because its shape is (1, K) there.
+# - Precision: fp16 in the released code. Here: bf16 where the hardware has it (--amp fp16).
+# - TResNet's BatchNorm is synchronized over all GPUs in the released code. Here: with --sync-bn.
+# - Cutout: on COCO and NUS-WIDE, a square of half the image side, as in the public logs at 448 px
+#   that reach the paper's mAP (at 576 px, their square has 224 px). On VG500, the log of ResNet-101
+#   has 224 px, too. The logs of TResNet on VG500 and VOC have the released default length, which
+#   raises an error today. The recipes for VG500 and VOC follow these, so they have no Cutout.
+# - Left out: the released learning rate factor of batch / 256, which OneCycle overrides.
+# VOC
+# - VOC 2007: the run that reaches 96.1 has self-attention in the second decoder layer only. Here,
+#   both layers have it. The first layer's input is 0, so the values of its self-attention are 0
+#   before their projection, and it only adds the same vector to every label.
+# - Difficult objects are negative at test time, as in SSGRL's loader and in a port of Q2L to VOC.
+# Not known
+# - Swin (90.5 mAP): its normalization, gammas, optimizer, batch size and FFN width.
+# - VOC 2012 (96.2 mAP): the initial weights and the epoch.
 
 if __name__ == "__main__":
     import sys

@@ -1,8 +1,10 @@
 """CPRFL against the released model's figures, and its shortcuts against a reference implementation."""
 import copy
+import inspect
 import json
 import math
 import pickle
+import re
 import zlib
 
 import numpy as np
@@ -185,6 +187,67 @@ def test_loss_matches_its_equation():
     hard = torch.tensor([[-100., 100]], dtype=torch.float16, requires_grad=True)
     cprfl.loss(hard, torch.tensor([[1, 0]])).backward()
     assert hard.grad.isfinite().all()
+
+
+def test_soft_labels_and_unknown_ones():
+    z = torch.randn(4, 3, dtype=torch.float64) * 3
+    ones, zeros = cprfl.loss(z, torch.ones(4, 3)), cprfl.loss(z, torch.zeros(4, 3))
+    torch.testing.assert_close(cprfl.loss(z, torch.full((4, 3), 0.25).double()),
+                               0.25 * ones + 0.75 * zeros)  # y L+ + (1 - y) L-
+    mixed = torch.rand(4, 3, dtype=torch.float64)
+    s = torch.sigmoid(z)
+    s_m = (s - 0.05).clamp(min=0)
+    each = mixed * s.log() + (1 - mixed) * s_m ** 4 * (1 - s_m).log()
+    torch.testing.assert_close(cprfl.loss(z, mixed), -each.mean())
+    mixed[0] = -1
+    torch.testing.assert_close(cprfl.loss(z, mixed), -each[1:].mean())
+    hard = torch.randint(0, 2, (4, 3))
+    for dtype in (torch.bool, torch.uint8, torch.int64, torch.float32):
+        assert cprfl.loss(z, hard.to(dtype)) == cprfl.loss(z, hard)
+
+
+@pytest.mark.parametrize("shape", [(5,), (4, 1), (1, 5), (5, 4), (4, 5, 1)])
+def test_targets_of_another_shape_are_refused(shape):
+    with pytest.raises(ValueError, match=r"logits \(4, 5\), targets \(.*both must be \(B, K\)"):
+        cprfl.loss(torch.zeros(4, 5), torch.zeros(shape))
+
+
+def test_the_dual_path_at_the_top():
+    """A network that squares its prompt stands in for VSI; the slope of p' p at p = 2."""
+    text = " ".join(cprfl.__doc__.split())
+    said = re.search(r"at p = (\d) its slope is (\d+): (\d) by P1 and (\d) by P2", text)
+    at, both, p1, p2 = map(float, said.groups())
+    model = small()
+    model.interaction.forward = lambda tokens, prompts: prompts[None] ** 2
+    for paths, expected in (("both", both), ("direct", p1), ("interaction", p2)):
+        model.paths = paths
+        p = torch.full((1, 1), at, requires_grad=True)
+        model.score(None, p).sum().backward()
+        assert p.grad.item() == expected
+
+
+def test_the_norm_of_text_features_at_the_top():
+    row = re.compile(r"^ +(\d+)(?:, like CLIP's)? +(0\.\d\d)   (0\.\d\d)", re.MULTILINE)
+    rows = row.findall(cprfl.__doc__)
+    assert len(rows) == 2
+    for norm, cosine, deviation in rows:
+        torch.manual_seed(0)
+        features = int(norm) * nn.functional.normalize(torch.randn(80, 1024))
+        model = cprfl.build(range(80), backbone="test_resnet", pretrained=False, image_size=64,
+                            text_features=features).eval()
+        with torch.no_grad():
+            prompts = nn.functional.normalize(model.category_prompts())
+            logits = model(torch.rand(4, 3, 64, 64))
+        others = (prompts @ prompts.T)[~torch.eye(80, dtype=torch.bool)]
+        assert others.mean().item() == pytest.approx(float(cosine), abs=0.02)
+        assert logits.std(1).mean().item() == pytest.approx(float(deviation), rel=0.2)
+
+
+def test_every_flag_has_a_help_text():
+    keywords = {parameter.name for function in (cprfl.build, cprfl.loss, cprfl.param_groups)
+                for parameter in inspect.signature(function).parameters.values()
+                if parameter.default is not parameter.empty}
+    assert cprfl.HELP.keys() == keywords
 
 
 def test_text_features_of_open_clip(tmp_path, monkeypatch):
