@@ -1,5 +1,5 @@
 """ASL, the asymmetric loss (Ridnik et al., ICCV 2021, arXiv 2009.14119). Also: the baseline model
-that all papers compare with, and the losses of --loss (cross-entropy, focal, distribution-balanced).
+that all papers compare with, and more losses: cross-entropy, focal, distribution-balanced.
 
 The problem. Of 80 labels, an image has about 3. The other 77 are negatives, most of them easy, but
 there are so many that they drown the positives: with all probabilities at 0.5, they make 96 % of
@@ -19,10 +19,10 @@ with a power of its probability. If its probability is below a margin, it does n
     Eq. 7   L+ = (1 - p)^gamma+ log p,    L- = p_m^gamma- log(1 - p_m)   ASL
 
 With gamma+ = gamma- = m = 0, ASL is cross-entropy. As gamma- grows, only negatives with p near 1
-count; with m near 1, none. The defaults of gamma+ (0: positives as in cross-entropy), gamma- (4) and
-m (0.05) are the paper's.
+count; with m near 1, none. The defaults are the paper's: gamma+ 0 (positives as in cross-entropy),
+gamma- 4, m 0.05.
 
-One default is not: the paper's Eq. 8, the slope, differentiates the weight p_m^gamma-, too
+One default is not the paper's: its Eq. 8, the slope, differentiates the weight p_m^gamma-, too
 (detach=False). The released code takes the weight as a constant, and so does this file
 (detach=True). It is not known with which of the two the paper's figures were made.
 
@@ -35,8 +35,8 @@ An example: the slope dL/dz at a negative label.
     ASL, detach=False    0.000   0.005   0.073   0.733   0.221
 
 Easy negatives vanish. Near p = 1, the slope falls again: such a negative is often a positive whose
-label is missing, so it is pushed less than one at 0.9. With 3 positives and 77 negatives at p = 0.5,
-the negatives now make 49 % of the gradient (detach=False: 79 %).
+label is missing, so it is pushed less than one at 0.9. With 3 positives and 77 negatives at
+p = 0.5, the negatives now make 49 % of the gradient (detach=False: 79 %).
 
 Run: python asl.py                              synthetic scenes on a CPU: 99.1 mAP
      python asl.py --data coco2014 --root ROOT  the paper has 86.6 mAP; not run here
@@ -54,8 +54,8 @@ from torch import nn
 
 def asymmetric_loss(logits, targets, gamma_neg=4.0, gamma_pos=0.0, margin=0.05, detach=True,
                     reduction="sum"):
-    """logits, targets (B, K). A target y is 1, 0, in between (a soft label, weighted as in Eq. 2) or
-    -1 (unknown), which is ignored; this is not checked.
+    """logits, targets (B, K). A target y is 1, 0, in between (a soft label, weighted as in Eq. 2),
+    or -1 (unknown), which is ignored; this is not checked.
 
     `margin`: m, in [0, 1). `detach`: weights without gradient, unlike the paper's. `reduction`:
     sum, as released; mean, over the known entries; or none. A sum needs another learning rate and
@@ -72,7 +72,7 @@ def asymmetric_loss(logits, targets, gamma_neg=4.0, gamma_pos=0.0, margin=0.05, 
     if gamma_pos > 0:  # else the weight is 1
         L_pos = focusing_weight(torch.sigmoid(-z), gamma_pos, detach) * L_pos  # Eq. 4, L+
     if gamma_neg > 0:
-        L_neg = focusing_weight(p_m, gamma_neg, detach) * L_neg  # Eq. 6, 7: L-, and 7 has the L+ of 4
+        L_neg = focusing_weight(p_m, gamma_neg, detach) * L_neg  # Eq. 6, 7; L+ of 7: above
     known = (targets >= 0).to(z.dtype)
     y = targets.to(z.dtype).clamp(min=0)
     not_y = known - y  # 1 - y; both are 0 where unknown
@@ -200,8 +200,8 @@ def distribution_balanced_loss(logits, targets, class_freq, num_images=None, alp
     if num_images is None:
         num_images = class_freq.sum()
     prior = class_freq.clamp(min=1) / num_images
-    # DB 9, as released: / lam. The paper has none, and its author calls it a bug; it is kept so that
-    # results compare with those of the released code.
+    # DB 9, as released: / lam. The paper has none, and its author calls it a bug. It is kept so
+    # that results compare with those of the released code.
     nu = -kappa / lam * torch.logit(prior, eps=1e-6)
     z = z - nu
     bce_pos = F.softplus(-z)
@@ -289,8 +289,9 @@ def param_groups(model, lr, weight_decay, head_lr=1.0):
 build = Baseline
 loss = asymmetric_loss
 REDUCTION = "sum"  # what `loss` does over the batch
+CLASS_TENSORS = ("head.weight", "head.bias")  # with other classes, --init leaves them random
 HELP = {  # keyword argument -> its text in --help
-    "gamma_neg": "gamma-: the larger it is, the less do easy negatives count; 0: as in cross-entropy",
+    "gamma_neg": "gamma-: the larger, the less do easy negatives count; 0: as in cross-entropy",
     "gamma_pos": "gamma+: the same for positives",
     "margin": "m: a negative whose probability is below it does not count; 0: no margin",
     "detach": "weights without gradient, as released; the paper's have one",

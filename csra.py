@@ -69,8 +69,8 @@ class CSRAHead(nn.Module):
     """Logits (B, K) from feature maps (B, d, H, W).
 
     `heads`: 1, 2, 4, 6 or 8. Several, because no T suits all classes: some are seen best in one
-    cell, others in many. `lam`: lambda. The defaults are the paper's for VOC 2007. Raises ValueError
-    for another number of heads, or if x is not such a map.
+    cell, others in many. `lam`: lambda. The defaults are the paper's for VOC 2007. Raises
+    ValueError for another number of heads, or if x is not such a map.
     """
 
     def __init__(self, dim, num_classes, heads=1, lam=0.1):
@@ -165,8 +165,8 @@ def loss(logits, targets):
 
 
 # ------------------------------------------ Fig. 1: at test time only, on a model without attention
-# This is one head with T = infinity, but its classifier was trained on the average alone. No training
-# uses it; `python eval.py --residual LAMBDA` does.
+# This is one head with T = infinity, but its classifier was trained on the average alone. No
+# training uses it; `python eval.py --residual LAMBDA` does.
 
 
 def residual(y_raw, lam):
@@ -240,6 +240,7 @@ def param_groups(model, lr, weight_decay, head_lr=10.0):
 # All names below are for train.py, whose head says what each one is.
 build = CSRA
 REDUCTION = "mean"  # what `loss` does over the batch
+CLASS_TENSORS = ("head.weight",)  # with other classes, --init leaves them random
 HELP = {  # keyword argument -> its text in --help
     "heads": "attention heads, each with a temperature of its own: 1, 2, 4, 6 or 8",
     "lam": "lambda, the weight of the attention; 0: plain average pooling",

@@ -2,6 +2,7 @@
 import copy
 import importlib
 import inspect
+import warnings
 
 import timm
 import torch
@@ -42,7 +43,10 @@ def build_model(method, settings, classes):
     try:
         if settings.pretrained:
             refuse_pooled_norm(settings.backbone)
-        model = method.build(classes, **settings_for(method.build, settings))
+        with warnings.catch_warnings():
+            # Here, the weights may come later; lib/settings.py says it where they do not.
+            warnings.filterwarnings("ignore", "the frozen layers")
+            model = method.build(classes, **settings_for(method.build, settings))
     except InputError:
         raise
     except OSError as error:  # the Hub's errors and those of files

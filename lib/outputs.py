@@ -145,8 +145,8 @@ def finish_run(out, run, result, weights):
     result["seconds"] = sum(line["seconds"] for line in run["history"])
     if distributed.is_main():
         write_log(out, [*log_lines(run), result])
-    print_once(f"test: mAP {result['mAP']:.2f} (all-points AP), {weights} weights of epoch {epoch}, "
-               f"{result['seconds']:.0f} s")
+    print_once(f"test: mAP {result['mAP']:.2f} (all-points AP), {weights} weights of epoch "
+               f"{epoch}, {result['seconds']:.0f} s")
     if run["settings"]["data"] in HAVE_DIFFICULT:
         print_once(f"difficult objects of the test split: {run['settings']['difficult']}")
     print_once(f"evaluate with: python eval.py --checkpoint {shlex.quote(result['checkpoint'])}")
@@ -162,7 +162,7 @@ def best_of(history):
     return max(history, key=lambda line: line["mAP"])
 
 
-# ------------------------------------------------------------------------------------- the beginning
+# ------------------------------------------------------------------------------------ the beginning
 
 
 def announce(method, settings, splits, model, run):

@@ -198,7 +198,7 @@ def test_the_example_in_the_header():
     p, *rows = [cells[1:] for cells in tables if len(cells) == 7 and not cells[1].startswith("Eq")]
     losses = {"cross-entropy": {"gamma_neg": 0, "margin": 0},
               "focal loss, gamma 2": {"gamma_neg": 2, "margin": 0, "detach": False},
-              "ASL": {}, "ASL, detach=False": {"detach": False}}
+              "ASL, detach=True": {}, "ASL, detach=False": {"detach": False}}
     assert p[0] == "p" and [name for name, *_ in rows] == list(losses)
     for name, *slopes in rows:
         z = torch.logit(torch.tensor([float(x) for x in p[1:]])).requires_grad_()
@@ -208,7 +208,8 @@ def test_the_example_in_the_header():
     text = " ".join(asl.__doc__.split())
     y = torch.tensor([1.] * 3 + [0] * 77)
     for settings, sentence in ((losses["cross-entropy"], "they make {} % of the gradient of cross-"),
-                               ({}, "the negatives make {} % of the gradient.")):
+                               ({}, "the negatives now make {} % of the gradient (detach="),
+                               ({"detach": False}, "(detach=False: {} %)")):
         z = torch.zeros(80, requires_grad=True)
         asymmetric_loss(z, y, **settings).backward()
         share = z.grad[3:].abs().sum() / z.grad.abs().sum()

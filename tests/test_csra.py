@@ -123,16 +123,14 @@ def test_the_example_in_the_header():
     assert average.tolist() == [1, 1] and "p = 0.73 to both" in csra.__doc__
     assert f"{torch.sigmoid(average[0]):.2f}" == "0.73"
     tables = [re.split(r"  +", line) for line in csra.__doc__.splitlines()]
-    header, of_object, of_haze = (
-        next(cells[1:] for cells in tables if cells[1:2] == [name]) for name in ("T", "object", "haze"))
-    assert header == ["T", "0", "1", "2", "infinity", "lambda", "0", "0.1", "1"]
-    for k, cells in enumerate((of_object, of_haze)):
-        found = []
-        for T in (0, 1, 2, csra.INF):
-            found.append((csra.spatial_attention(y_raw, T) * y_raw).sum(-1)[k])
-        for lam in (0, 0.1, 1):
-            found.append(average[k] + lam * found[1])
-        assert [f"{number:.2f}" for number in found] == cells[1:5] + cells[6:]
+    rows = {name: [cells[2:] for cells in tables if cells[1:2] == [name]]
+            for name in ("T", "lambda", "object", "haze")}
+    assert rows["T"] == [["0", "1", "2", "infinity"]] and rows["lambda"] == [["0", "0.1", "1"]]
+    for k, name in enumerate(("object", "haze")):
+        attended = [(csra.spatial_attention(y_raw, T) * y_raw).sum(-1)[k] for T in (0, 1, 2, csra.INF)]
+        logits = [average[k] + lam * attended[1] for lam in (0, 0.1, 1)]
+        found = [[f"{number:.2f}" for number in numbers] for numbers in (attended, logits)]
+        assert found == rows[name]
     flat = torch.tensor([0.5, 0, 0, 0])
     weights = [f"{csra.spatial_attention(flat, T)[0]:.2f}" for T in (1, 4, 7)]
     text = " ".join(csra.__doc__.split())
