@@ -289,7 +289,8 @@ def param_groups(model, lr, weight_decay, head_lr=1.0):
 build = Baseline
 loss = asymmetric_loss
 REDUCTION = "sum"  # what `loss` does over the batch
-CLASS_TENSORS = ("head.weight", "head.bias")  # with other classes, --init leaves them random
+# With other classes, --init leaves these random.
+CLASS_TENSORS = ("head.weight", "head.bias")
 HELP = {  # keyword argument -> its text in --help
     "gamma_neg": "gamma-: the larger, the less do easy negatives count; 0: as in cross-entropy",
     "gamma_pos": "gamma+: the same for positives",

@@ -323,7 +323,8 @@ def param_groups(model, lr, weight_decay, head_lr=1.0):
 
 build = CPRFL  # for train.py, as are all names below
 REDUCTION = "mean"  # what `loss` does over the batch
-CLASS_TENSORS = ("prompts",)  # with other classes, --init leaves them random
+# With other classes, --init leaves these random.
+CLASS_TENSORS = ("prompts",)
 HELP = {  # keyword argument -> its text in --help
     "text": "text tower: an open_clip model name, random-NAME (untrained) or random (random-RN50)",
     "text_features": "a .npy or .pt file with your own text features (labels, m), of norm 10",

@@ -240,7 +240,8 @@ def param_groups(model, lr, weight_decay, head_lr=10.0):
 # All names below are for train.py, whose head says what each one is.
 build = CSRA
 REDUCTION = "mean"  # what `loss` does over the batch
-CLASS_TENSORS = ("head.weight",)  # with other classes, --init leaves them random
+# With other classes, --init leaves these random.
+CLASS_TENSORS = ("head.weight",)
 HELP = {  # keyword argument -> its text in --help
     "heads": "attention heads, each with a temperature of its own: 1, 2, 4, 6 or 8",
     "lam": "lambda, the weight of the attention; 0: plain average pooling",

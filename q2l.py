@@ -348,7 +348,8 @@ def param_groups(model, lr, weight_decay, head_lr=1.0, decay_1d=True):
 
 build = Q2L  # for train.py, as are all names below
 REDUCTION = "mean"  # what `loss` does over the batch
-CLASS_TENSORS = ("head.query_embed", "head.W", "head.b")  # with other classes, --init leaves them random
+# With other classes, --init leaves these random.
+CLASS_TENSORS = ("head.query_embed", "head.W", "head.b")
 HELP = {  # keyword argument -> its text in --help
     "d_model": "width of the Transformer; none: the backbone's",
     "ffn": "hidden width of the feed-forward layers",

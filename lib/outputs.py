@@ -44,9 +44,10 @@ def new_folder(name):
     folder = Path(name)
     number = 1
     with explain_errors(name, "choose another --out"):
+        folder.parent.mkdir(parents=True, exist_ok=True)
         while True:
             try:
-                folder.mkdir(parents=True)
+                folder.mkdir()
                 return str(folder)
             except FileExistsError:
                 number += 1
