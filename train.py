@@ -33,7 +33,7 @@ from eval import predict
 from lib import distributed
 from lib.checkpoint import fingerprint, read_checkpoint, save
 from lib.distributed import is_main, print_once
-from lib.errors import InputError
+from lib.errors import InputError, explain_errors
 from lib.models import (
     freeze_batchnorms,
     import_method,
@@ -236,18 +236,21 @@ def choose_loss(method, settings, class_counts, num_images, device):
     """Returns the loss, a function of (logits, targets), and its reduction. It is the method's own
     loss or, with --loss, that loss from asl.py, at the scale of the method's own: weight decay,
     which some optimizers add to the gradient, then means the same."""
-    if not settings.loss:
-        options = settings_for(method.loss, settings)
-        return partial(method.loss, **options), method.REDUCTION
+    if settings.loss:
+        class_freq = torch.tensor(class_counts, device=device)
+        other = import_method("asl").loss_by_name(settings.loss, class_freq, num_images,
+                                                  settings.data, method.REDUCTION)
+        scale = getattr(method, "LOSS_SCALE", 1)
 
-    class_freq = torch.tensor(class_counts, device=device)
-    loss = import_method("asl").loss_by_name(settings.loss, class_freq, num_images, settings.data,
-                                             method.REDUCTION)
-    scale = getattr(method, "LOSS_SCALE", 1)
+        def loss(logits, targets):
+            return scale * other(logits, targets)
+    else:
+        loss = partial(method.loss, **settings_for(method.loss, settings))
 
-    def scaled_loss(logits, targets):
-        return scale * loss(logits, targets)
-    return scaled_loss, method.REDUCTION
+    with explain_errors(f"the loss of {settings.model}", "correct its flags"):
+        some = torch.zeros(1, len(class_counts), device=device)
+        loss(some, some)  # fails here, before the first step, if a flag does not suit it
+    return loss, method.REDUCTION
 
 
 def print_warnings(settings, splits, steps_per_epoch):
