@@ -20,10 +20,10 @@ try:  # torchvision will remove it; Pillow gives the same values in twice the ti
 except ImportError:
     decode_jpeg = None
 
-REMEDY = "replace or remove it"
+REMEDY = "replace or remove it"  # data.py, which knows of data sets, says more
 
 
-def read_image(path, upright=False):
+def read_image(path, upright=False, remedy=REMEDY):
     """uint8 (3, H, W), RGB. `upright` applies EXIF rotation, which the released code ignores; a box
     is measured in the rotated image.
 
@@ -32,7 +32,7 @@ def read_image(path, upright=False):
     if path.startswith("scene:"):
         return torch.from_numpy(scenes.draw(path)).permute(2, 0, 1)
     file, _, box = path.partition("::")
-    with explain_errors(file, REMEDY):
+    with explain_errors(file, remedy):
         image = read_file(file, upright)
         if box:
             image = crop(image, box)
@@ -61,7 +61,7 @@ def orientation_of(image, upright):
         return 1
     try:
         return image.getexif().get(ExifTags.Base.Orientation, 1)
-    except Exception:  # of many kinds: a damaged block says nothing
+    except (SyntaxError, ValueError):  # Pillow's errors for a damaged block, which says nothing
         return 1
 
 
@@ -79,8 +79,8 @@ def to_tensor(image, upright):
     """A Pillow image as uint8 (3, H, W), RGB. Raises ValueError."""
     orientation = orientation_of(image, upright)
     if image.mode in ("I", "F"):
-        raise ValueError("Pillow reads its pixels as 32-bit numbers, which have no defined white "
-                         "level: save it as a PNG file with 8 or 16 bits")
+        raise ValueError("32-bit pixels, as Pillow reads them, have no defined white level: save "
+                         "it as a PNG file with 8 or 16 bits")
     if image.mode.startswith("I;16"):  # Pillow would clip at 255: take the high byte
         image = Image.fromarray((np.asarray(image) >> 8).astype(np.uint8))
     if image.has_transparency_data:  # the colors of transparent pixels are arbitrary
