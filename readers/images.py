@@ -77,6 +77,7 @@ def turn(pixels, orientation):
 
 def to_tensor(image, upright):
     """A Pillow image as uint8 (3, H, W), RGB. Raises ValueError."""
+    image.load()  # Pillow turns a TIFF file itself, and then says that it is upright
     orientation = orientation_of(image, upright)
     if image.mode in ("I", "F"):
         raise ValueError("32-bit pixels, as Pillow reads them, have no defined white level: save "
