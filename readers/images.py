@@ -146,5 +146,5 @@ def names_of_files(folder):
     try:
         with os.scandir(folder) as entries:
             return {entry.name for entry in entries if entry.is_file()}
-    except OSError:
+    except (OSError, ValueError):  # ValueError: a null byte in the name
         return set()

@@ -12,7 +12,8 @@ order of the columns in train.csv or, from a column `labels`, of their names, so
 Other separators would make new classes out of lists. A name may have spaces or slashes ("hot dog",
 "tv/monitor"), so this needs a proof. One of these is enough:
 - a name has a comma, |, a bracket or a line break in it;
-- a name consists of other names in the file ("cat dog" beside "cat" and "dog");
+- a name consists of other names in the file ("cat dog" beside "cat" and "dog"), and either no row
+  uses a semicolon or there is more than a space, _ or - between them ("coffee table" is a name);
 - no row uses a semicolon, at least nine of ten names occur once (of ten names or more), and half of
   the names consist of words that are in other names, too.
 """
@@ -205,10 +206,15 @@ def refuse_lists(table):
         raise ValueError("the column `labels` is empty in each row")
     words_of = {name: split_words(name) for name in counts}
     known = set(words_of.values())
-    lists = {name for name, words in words_of.items() if consists_of(words, known)}
+    semicolons = any(len(names) > 1 for names in table.values)
+    lists = set()
+    for name, words in words_of.items():
+        compound = semicolons and re.fullmatch(r"[\w\s-]+", name)  # such as coffee table
+        if consists_of(words, known) and not compound:
+            lists.add(name)
     reason = "it consists of other labels"
-    if not lists:
-        lists = combinations(table.values, counts, words_of)
+    if not lists and not semicolons:
+        lists = combinations(counts, words_of)
         reason = "nearly every name occurs only once, in words that recur"
     for number, names in zip(table.numbers, table.values):
         found = sorted(names & lists)
@@ -233,11 +239,10 @@ def consists_of(words, known):
     return len(words) > 0 and len(words) in reached
 
 
-def combinations(rows, counts, words_of):
-    """The names that consist of words in other names, if the file proves that they are lists."""
+def combinations(counts, words_of):
+    """The names that consist of words in other names, if nearly every name occurs once."""
     once = sum(count == 1 for count in counts.values())
-    semicolons = any(len(names) > 1 for names in rows)
-    if semicolons or len(counts) < 10 or once < 0.9 * len(counts):
+    if len(counts) < 10 or once < 0.9 * len(counts):
         return set()
     names_with = Counter(chain.from_iterable(set(words) for words in words_of.values()))
     made = {name for name, words in words_of.items()

@@ -1,4 +1,4 @@
-"""Checks a data set before training: labels, missing and broken images, copies.
+"""Checks a data set before training: labels, missing, broken and dark images, copies.
 
 Run: python -m tools.check --data NAME --root ROOT [--verify]
 """
