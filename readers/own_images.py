@@ -65,15 +65,16 @@ def read_csv(root, split):
         if different:
             raise ValueError(f"row 1: {sorted(different)[:8]} are in only one of the files")
         if table.columns != ["labels"]:
-            column_of = {label: k for k, label in enumerate(table.columns)}
-            order = [column_of[label] for label in train_columns]
-            return train_columns, table.paths, table.values[:, order]
+            values = table.values
+            if table.columns != train_columns:
+                column_of = {label: k for k, label in enumerate(table.columns)}
+                values = values[:, [column_of[label] for label in train_columns]]
+            return train_columns, table.paths, values
 
     train_table = table
-    if train_file != file:
-        with explain_errors(train_file, REMEDY):
-            train_table = read_table(train_file, root)
     with explain_errors(train_file, REMEDY):
+        if train_file != file:
+            train_table = read_table(train_file, root)
         refuse_lists(train_table)
     classes = set(chain.from_iterable(train_table.values))
     with explain_errors(file, REMEDY):
