@@ -137,12 +137,7 @@ def load(name, root="", split="train", *, drop_unlabelled=False, difficult="igno
     if long_tail and split == "train":
         with explain_errors(f"--long-tail {long_tail} of {name}", "leave it out"):
             dataset = dataset.subset(long_tailed(dataset.targets, long_tail))
-        if is_main():
-            counts = (dataset.targets == 1).sum(axis=0)
-            least = max(counts.min(), 1)
-            print(f"--long-tail {long_tail:g}: {len(dataset)} images, {counts.max()} of the most "
-                  f"and {counts.min()} of the least frequent class: the ratio is "
-                  f"{counts.max() / least:.3g}", file=sys.stderr)
+        print_ratio(dataset, long_tail)
 
     if dataset.targets.size == 0:
         raise InputError(f"{name} {split} in {root} is empty")
@@ -156,6 +151,16 @@ def load(name, root="", split="train", *, drop_unlabelled=False, difficult="igno
                              f"`python -m tools.check --data {name} --root "
                              f"{shlex.quote(str(root))}` lists all")
     return dataset
+
+
+def print_ratio(dataset, long_tail):
+    """Says how long the tail has become: the data may have too few images of rare classes."""
+    counts = (dataset.targets == 1).sum(axis=0)
+    ratio = counts.max() / max(counts.min(), 1)
+    if is_main():
+        print(f"--long-tail {long_tail:g}: {len(dataset)} images, {counts.max()} of the most and "
+              f"{counts.min()} of the least frequent class: the ratio is {ratio:.3g}",
+              file=sys.stderr)
 
 
 def load_splits(settings):

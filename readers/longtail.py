@@ -84,4 +84,4 @@ def long_tailed(targets, ratio):
     for k in np.flatnonzero((taken == 0) & (counts > 0)):
         images = np.flatnonzero(labels[:, k])
         keep.append(images[labels[images].sum(axis=1).argmin()])  # with the fewest other labels
-    return np.unique(keep)
+    return np.unique(np.array(keep, int))
