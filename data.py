@@ -10,6 +10,10 @@ set with `python -m tools.check`.
 """
 import copy
 import os
+import re
+import shlex
+import sys
+import unicodedata
 from pathlib import Path
 
 import numpy as np
@@ -17,12 +21,15 @@ import torch
 from torch.utils.data import DataLoader, DistributedSampler
 from torchvision.transforms import v2
 
-from lib.distributed import rank, world_size
+from lib.distributed import is_main, rank, world_size
 from lib.errors import InputError, explain_errors
 from lib.randaugment import randaugment, random_integer
 from readers import DOWNLOADS, HAVE_DIFFICULT, READERS, split_names
 from readers.images import missing, read_image
 from readers.longtail import long_tailed
+
+REMEDY = ("replace or remove it; `python -m tools.check --data NAME --root ROOT --verify` lists "
+          "all such images")
 
 
 class Dataset(torch.utils.data.Dataset):
@@ -44,7 +51,7 @@ class Dataset(torch.utils.data.Dataset):
 
     def image(self, index):
         """The whole image: uint8 (3, H, W), RGB. Raises InputError."""
-        return read_image(self.paths[index], self.upright)
+        return read_image(self.paths[index], self.upright, REMEDY)
 
     def __getitem__(self, index):
         """A sample: the image, transformed, and its targets (K,)."""
@@ -74,6 +81,20 @@ class Dataset(torch.utils.data.Dataset):
         order = np.random.default_rng(0).permutation(len(self))
         return self.subset(np.sort(order[:count]))
 
+    def with_order(self, classes, source):
+        """The Dataset with its columns in the order of `classes`, those of the train split. If the
+        names differ, raises InputError, which names `source`."""
+        if self.classes == classes:
+            return self
+        lacks = sorted(set(classes) - set(self.classes))
+        more = sorted(set(self.classes) - set(classes))
+        if lacks or more:
+            raise InputError(f"{source}: other classes than in the train split: it lacks "
+                             f"{lacks[:5]}, and only it has {more[:5]}: the annotation files of "
+                             "all splits must name the same classes")
+        columns = [self.classes.index(label) for label in classes]
+        return Dataset(classes, self.paths, self.targets[:, columns], self.upright)
+
 
 def load(name, root="", split="train", *, drop_unlabelled=False, difficult="ignored", long_tail=0,
          download=False, check=True):
@@ -98,6 +119,8 @@ def load(name, root="", split="train", *, drop_unlabelled=False, difficult="igno
     root = Path(root)
     if download:
         with explain_errors(f"--download of {name}", f"put it into {root} by hand"):
+            if name not in DOWNLOADS:
+                raise ValueError(f"it can fetch only {', '.join(DOWNLOADS)}: leave it out")
             DOWNLOADS[name](root)
     if not synthetic and not root.is_dir():
         raise InputError(f"--root {root}: there is no such folder")
@@ -112,7 +135,9 @@ def load(name, root="", split="train", *, drop_unlabelled=False, difficult="igno
     if drop_unlabelled:
         dataset = dataset.subset((targets == 1).any(axis=1))
     if long_tail and split == "train":
-        dataset = dataset.subset(long_tailed(dataset.targets, long_tail))
+        with explain_errors(f"--long-tail {long_tail} of {name}", "leave it out"):
+            dataset = dataset.subset(long_tailed(dataset.targets, long_tail))
+        print_ratio(dataset, long_tail)
 
     if dataset.targets.size == 0:
         raise InputError(f"{name} {split} in {root} is empty")
@@ -123,8 +148,19 @@ def load(name, root="", split="train", *, drop_unlabelled=False, difficult="igno
         if lost:
             raise InputError(f"{len(lost)} of {len(dataset)} listed images are missing, "
                              f"{dataset.paths[lost[0]]} first: "
-                             f"`python -m tools.check --data {name} --root {root}` lists all")
+                             f"`python -m tools.check --data {name} --root "
+                             f"{shlex.quote(str(root))}` lists all")
     return dataset
+
+
+def print_ratio(dataset, long_tail):
+    """Says how long the tail has become: the data may have too few images of rare classes."""
+    counts = (dataset.targets == 1).sum(axis=0)
+    ratio = counts.max() / max(counts.min(), 1)
+    if is_main():
+        print(f"--long-tail {long_tail:g}: {len(dataset)} images, {counts.max()} of the most and "
+              f"{counts.min()} of the least frequent class: the ratio is {ratio:.3g}",
+              file=sys.stderr)
 
 
 def load_splits(settings):
@@ -137,8 +173,8 @@ def load_splits(settings):
                              difficult=settings.difficult,
                              long_tail=settings.long_tail,
                              download=settings.download)
-        if splits[split].classes != splits["train"].classes:
-            raise InputError(f"{settings.data}: train and {split} have different classes")
+        source = f"{settings.data} {split} in {settings.root}"
+        splits[split] = splits[split].with_order(splits["train"].classes, source)
         if not (splits[split].targets == 1).any() and not settings.data.endswith("-server"):
             raise InputError(f"{settings.data}: the {split} split has no positive label: every "
                              "value is 0 or unknown")
@@ -147,8 +183,15 @@ def load_splits(settings):
 
 
 def label_warnings(dataset, split):
-    """Warnings about classes that may be mislabeled."""
+    """Warnings about classes that may be mislabeled, or that may be one class."""
     warnings = []
+    names_of = {}  # spelling -> the classes that are spelled so
+    for name in dataset.classes:
+        names_of.setdefault(spelling(name), []).append(name)
+    for names in names_of.values():
+        if len(names) > 1:
+            warnings.append(f"warning: {split}: {names} are {len(names)} classes, but their names "
+                            "differ only in case, spaces or Unicode form")
     for value, what in ((1, "no positive image"), (0, "no negative image (-1 means unknown)")):
         lacking = np.flatnonzero((dataset.targets != value).all(axis=0))
         if len(lacking) > 0:
@@ -158,6 +201,14 @@ def label_warnings(dataset, split):
             warnings.append(f"warning: {split}: {len(lacking)} of {len(dataset.classes)} classes "
                             f"have {what}: {names}")
     return warnings
+
+
+def spelling(name):
+    """The same text for names that look alike: in upper or lower case, with spaces, _ or -, with
+    accents composed or not (Unicode's NFC, NFD), with invisible characters."""
+    text = unicodedata.normalize("NFKC", name.casefold())
+    visible = [letter for letter in text if unicodedata.category(letter) != "Cf"]
+    return re.sub(r"[\s_-]+", " ", "".join(visible)).strip()
 
 
 # --------------------------------------------------------------------------------------- transforms

@@ -17,7 +17,15 @@ import numpy as np
 import torch
 import torch.nn.functional as F
 
-from data import HAVE_DIFFICULT, Dataset, Normalize, label_warnings, load, make_loader
+from data import (
+    HAVE_DIFFICULT,
+    Dataset,
+    Normalize,
+    label_warnings,
+    load,
+    make_loader,
+    spelling,
+)
 from lib import distributed
 from lib.checkpoint import read_checkpoint
 from lib.errors import InputError, explain_errors
@@ -118,12 +126,25 @@ class Evaluation:
 
     def load(self, split, name=None, root=None, limit=0):
         """A split of the data set `name`, by default the one trained on. Its columns are put into
-        the order of the model's classes; other classes are left out."""
+        the order of the model's classes; other classes are left out. What the run left out of its
+        own data set (drop_unlabelled, long_tail) counts in other data. A published data set is the
+        same in each folder, your own images are not."""
         name = name or self.settings.data
         root = root or self.settings.root
-        dataset = load(name, root, split, drop_unlabelled=self.settings.drop_unlabelled,
-                       difficult=self.settings.difficult, long_tail=self.settings.long_tail)
+        same_data = name == self.settings.data
+        if name == "csv":
+            same_data = same_data and os.path.realpath(root) == os.path.realpath(self.settings.root)
+        left_out = {}
+        if same_data:
+            left_out["drop_unlabelled"] = self.settings.drop_unlabelled
+            left_out["long_tail"] = self.settings.long_tail
+        dataset = load(name, root, split, difficult=self.settings.difficult, **left_out)
         lost = [label for label in self.classes if label not in dataset.classes]
+        spelled = {spelling(label): label for label in dataset.classes}
+        for label in lost:
+            if spelling(label) in spelled:
+                raise InputError(f"{name}: the model's class {label!r} is spelled "
+                                 f"{spelled[spelling(label)]!r} there: spell both alike")
         # A test.csv with a column of label names shows only the classes that occur in it. Without
         # train.csv, the model may have more classes: no test image has them.
         if lost and not (name == "csv" and names_alone(Path(root), split)):

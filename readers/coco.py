@@ -5,7 +5,7 @@ ROOT/train2014/, ROOT/val2014/ (the test split) and ROOT/annotations/instances_*
 import json
 
 from lib.errors import explain_errors
-from readers.tables import multi_hot
+from readers.tables import multi_hot, refuse_repeated
 
 CLASSES = [
     "person", "bicycle", "car", "motorcycle", "airplane", "bus", "train", "truck", "boat",
@@ -21,7 +21,8 @@ CLASSES = [
 
 
 def read_coco(root, split, year):
-    """Classes, paths and targets (N, K)."""
+    """Classes, paths and targets (N, K). In files that were merged, two images may have one id, and
+    would share their labels: such a file is refused."""
     name = split.replace("test", "val") + year
     file = root / f"annotations/instances_{name}.json"
     archive = f"http://images.cocodataset.org/annotations/annotations_trainval{year}.zip"
@@ -32,8 +33,17 @@ def read_coco(root, split, year):
         classes = [name_of[number] for number in ids]
 
         if len(name_of) < len(content["categories"]):
-            raise ValueError("two categories have one id")
-        labels_of = {image["id"]: set() for image in content["images"]}
+            raise ValueError("two categories have one id: give each its own")
+        labels_of = {}
+        for image in content["images"]:
+            if image["file_name"] is None:
+                raise ValueError(f"image {image['id']} has the file_name null")
+            if image["id"] in labels_of:
+                raise ValueError(f"two images have the id {image['id']}, the second is "
+                                 f"{image['file_name']}: if files were merged, number the images "
+                                 "anew, and image_id with them")
+            labels_of[image["id"]] = set()
+        refuse_repeated([image["file_name"] for image in content["images"]])
         for box in content["annotations"]:
             labels_of[box["image_id"]].add(box["category_id"])
         paths = [f"{root}/{name}/{image['file_name']}" for image in content["images"]]

@@ -6,7 +6,7 @@ import numpy as np
 import torch
 
 from lib.errors import explain_errors
-from readers.tables import multi_hot
+from readers.tables import multi_hot, read_text, refuse_repeated
 
 LISTS = ("https://raw.githubusercontent.com/jiexuanyan/CPRFL/"
          "10b5b7c9d91d421d86175b8ccf07f280c1e94cac/data")
@@ -33,6 +33,7 @@ def read_published(root, split, name):
     file = root / f"longtail/{name}_lt_{split}.txt"
     with explain_errors(file, remedy):  # a line: a path and the numbers of its labels
         lines = read_fields(file)
+        refuse_repeated([line[0] for line in lines])
         paths = [f"{root}/{line[0]}" for line in lines]
         targets = multi_hot([line[1:] for line in lines], numbers)
     return classes, paths, targets
@@ -40,7 +41,7 @@ def read_published(root, split, name):
 
 def read_fields(file):
     """The fields of each line."""
-    return [line.split() for line in file.read_text("utf-8").splitlines()]
+    return [line.split() for line in read_text(file).splitlines()]
 
 
 def download(root, name):
@@ -57,9 +58,12 @@ def long_tailed(targets, ratio):
     """The indices of a subset whose class frequencies follow a power law (Pareto).
 
     The rarest class is `ratio` times rarer than the most frequent one. An image is taken if none of
-    its classes is full; the limit of the most frequent class is lowered until it is reached. Every
-    call returns the same subset.
+    its classes is full; the limit of the most frequent class is lowered until it is reached. A
+    class that has images keeps one. If the data has too few rare classes, the ratio is smaller than
+    asked for. Every call returns the same subset. Raises ValueError.
     """
+    if targets.shape[1] < 2:
+        raise ValueError("a long tail needs two classes or more")
     labels = targets == 1  # (N, K)
     counts = labels.sum(axis=0)
     rank = np.argsort(np.argsort(-counts, kind="stable"))  # 0: the most frequent class
@@ -75,5 +79,9 @@ def long_tailed(targets, ratio):
                 taken += labels[i]
                 keep.append(i)
         if taken.max() >= 0.9 * top or top < ratio:
-            return np.sort(keep)
+            break
         top *= 0.8
+    for k in np.flatnonzero((taken == 0) & (counts > 0)):
+        images = np.flatnonzero(labels[:, k])
+        keep.append(images[labels[images].sum(axis=1).argmin()])  # with the fewest other labels
+    return np.unique(np.array(keep, int))

@@ -3,7 +3,6 @@
 ROOT/Flickr/, ImageList/ and Groundtruth/TrainTestLabels/; or ASL's nus_wid_data.csv and the images/
 that it lists. Images that are no longer available are counted and left out.
 """
-import csv
 import re
 import sys
 from itertools import chain
@@ -12,8 +11,9 @@ import numpy as np
 
 from lib.errors import explain_errors
 from readers.images import missing
-from readers.tables import multi_hot, translate
+from readers.tables import csv_rows, multi_hot, read_text, translate
 
+CONCEPTS = 81
 REMEDY = "ROOT needs nus_wid_data.csv, or ImageList/ and Groundtruth/TrainTestLabels/"
 
 
@@ -36,18 +36,22 @@ def read_published_lists(root, split):
     part = split.capitalize()
     image_list = root / f"ImageList/{part}Imagelist.txt"
     with explain_errors(image_list, REMEDY):
-        names = image_list.read_text("utf-8").replace("\\", "/").split()
+        names = read_text(image_list).replace("\\", "/").split()
 
     classes = []
     columns = []
     for file in sorted(root.glob(f"Groundtruth/TrainTestLabels/Labels_*_{part}.txt")):
         with explain_errors(file, f"it needs a 0 or 1 for each image of {image_list}"):
             _, label, _ = file.name.split("_")
-            column = translate(file.read_text().split(), {"0": 0, "1": 1})
+            column = translate(read_text(file).split(), {"0": 0, "1": 1})
             if len(column) != len(names):
                 raise ValueError(f"{len(column)} rows")
         classes.append(label)
         columns.append(column)
+    if len(classes) != CONCEPTS:
+        print(f"warning: NUS-WIDE {split}: {len(classes)} label files Labels_*_{part}.txt in "
+              f"{root}/Groundtruth/TrainTestLabels, not {CONCEPTS}: results on other classes "
+              "cannot be compared", file=sys.stderr)
     targets = np.array(columns, np.int8).reshape(len(classes), len(names)).T  # (N, 81)
     labelled = np.flatnonzero(targets.any(axis=1))
     return classes, [f"{root}/Flickr/{names[i]}" for i in labelled], targets[labelled]
@@ -56,11 +60,30 @@ def read_published_lists(root, split):
 def read_asl_csv(root, split):
     split_name = {"train": "train", "test": "val"}[split]
     file = root / "nus_wid_data.csv"
-    with explain_errors(file, REMEDY), open(file, newline="", encoding="utf-8-sig") as lines:
-        rows = list(csv.DictReader(lines, strict=True))
-        paths = np.array([f"{root}/{row['filepath']}" for row in rows])
-        labels = [re.findall(r"[^\[\]',\s]+", row["label"]) for row in rows]  # ['sky', 'clouds']
+    with explain_errors(file, REMEDY):
+        rows = csv_rows(file)
+        _, header = next(rows, (1, []))
+        paths = []
+        labels = []
+        in_split = []
+        for number, fields in rows:
+            if len(fields) != len(header):
+                raise ValueError(f"row {number}: {len(fields)} fields, but the header has "
+                                 f"{len(header)}")
+            row = dict(zip(header, fields))
+            paths.append(f"{root}/{row['filepath']}")
+            labels.append(label_list(row["label"], number))
+            in_split.append(row["split_name"] == split_name)
         classes = sorted(set(chain.from_iterable(labels)))
         targets = multi_hot(labels, classes)
-        in_split = [row["split_name"] == split_name for row in rows]
-    return classes, paths[in_split], targets[in_split]
+        in_split = np.array(in_split, bool)
+    return classes, np.array(paths)[in_split], targets[in_split]
+
+
+def label_list(text, number):
+    """The names in a printed Python list, such as ['sky', "hot dog"]. Raises ValueError."""
+    quoted = r"""'[^']*'|"[^"]*\""""
+    if re.search(r"[^\[\],\s]", re.sub(quoted, "", text)):
+        raise ValueError(f"row {number}: {text!r} is not a list such as ['sky', 'clouds']")
+    names = [name[1:-1].strip() for name in re.findall(quoted, text)]
+    return [name for name in names if name]

@@ -7,7 +7,7 @@ https://homes.cs.washington.edu/~ranjay/visualgenome/api.html
 import json
 
 from lib.errors import explain_errors
-from readers.tables import multi_hot
+from readers.tables import multi_hot, read_text
 
 REMEDY = "SSGRL's data/VG has it"
 
@@ -16,7 +16,7 @@ def read_vg500(root, split):
     """Classes, paths and targets (N, 500). The published lists have label numbers, not names."""
     file = root / f"{split}_list_500.txt"
     with explain_errors(file, REMEDY):
-        names = file.read_text("utf-8").split()
+        names = read_text(file).split()
 
     classes = [str(k) for k in range(500)]
     file = root / "vg_category_500_labels_index.json"

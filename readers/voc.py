@@ -8,7 +8,7 @@ import numpy as np
 import torchvision
 
 from lib.errors import explain_errors
-from readers.tables import translate
+from readers.tables import read_text, refuse_repeated, translate
 
 CLASSES = ["aeroplane", "bicycle", "bird", "boat", "bottle", "bus", "car", "cat", "chair", "cow",
            "diningtable", "dog", "horse", "motorbike", "person", "pottedplant", "sheep", "sofa",
@@ -39,7 +39,7 @@ def read_lists(folder, list_name, codes):
         with explain_errors(file, f"{folder} must be VOC's folder; --download fetches it"):
             names = []
             values = []
-            for number, line in enumerate(file.read_text("utf-8").splitlines(), 1):
+            for number, line in enumerate(read_text(file).splitlines(), 1):
                 fields = line.split()
                 if len(fields) != 2:
                     raise ValueError(f"row {number}: not an image and a value")
@@ -47,6 +47,7 @@ def read_lists(folder, list_name, codes):
                 values.append(fields[1])
             if label == CLASSES[0]:
                 images = names
+                refuse_repeated(images)
             if names != images:
                 raise ValueError(f"not the images of {CLASSES[0]}_{list_name}.txt")
             columns.append(translate(values, codes))
@@ -57,7 +58,8 @@ def read_server_images(folder):
     """The test images of VOC 2012; their targets are unknown."""
     file = folder / "ImageSets/Main/test.txt"
     with explain_errors(file, f"{folder} must be VOC's folder, with its test archive"):
-        images = file.read_text().split()
+        images = read_text(file).split()
+        refuse_repeated(images)
     return images, np.full((len(images), len(CLASSES)), -1, np.int8)
 
 

@@ -10,7 +10,7 @@ import signal
 import numpy as np
 import pytest
 import torch
-from PIL import Image
+from PIL import Image, ImageOps
 from test_data import coco_matrix, write_csv, write_lists, write_voc
 
 import cprfl
@@ -19,7 +19,7 @@ from eval import read_threshold
 from lib.checkpoint import read_checkpoint
 from lib.errors import explain_errors
 from readers import voc
-from readers.images import read_image
+from readers.images import box_of, read_image
 from readers.own_images import CODES
 from readers.scenes import draw as draw_scene
 from tools.convert import read_released
@@ -188,8 +188,62 @@ def test_nuswide_csv(tmp_path):
                 and os.path.exists(f"{tmp_path}/{row['filepath']}")]
         for row, path, target in zip(rows, found.paths, found.targets, strict=True):
             assert path == f"{tmp_path}/{row['filepath']}"
-            assert all(found.classes[k] in row["label"] for k in np.flatnonzero(target))
+            names, quote = [], ""
+            for letter in row["label"]:
+                if not quote and letter in "'\"":
+                    quote, names = letter, [*names, ""]
+                elif letter == quote:
+                    quote = ""
+                elif quote:
+                    names[-1] += letter
+            assert {found.classes[k] for k in np.flatnonzero(target)} == {
+                name.strip() for name in names} - {""}
     fuzz(file, lambda: load("nuswide", tmp_path), check)
+
+
+def test_csv_boxes(tmp_path):
+    file = write_csv(tmp_path, "image,x\n\"a.jpg::5,6,20,10\",1\n\"a.jpg::1.5,2.25,4,5\",0\n") / "train.csv"
+
+    def check(found):
+        for path in found.paths:
+            _, mark, box = path.partition("::")
+            numbers = [float(number) for number in box.split(",")] if mark else [0, 0, 1, 1]
+            x, y, w, h = numbers
+            left, top, width, height = box_of(box) if mark else (0, 0, 1, 1)
+            assert left <= x and top <= y and left + width >= x + w and top + height >= y + h
+            assert width - w < 2.001 or w > 1e6
+            assert height - h < 2.001 or h > 1e6
+        assert len(set(found.paths)) == len(found)
+    fuzz(file, lambda: load("csv", tmp_path, check=False), check)
+
+
+def test_nuswide_lists(tmp_path):
+    labels = tmp_path / "Groundtruth/TrainTestLabels"
+    labels.mkdir(parents=True), (tmp_path / "ImageList").mkdir(), (tmp_path / "Flickr").mkdir()
+    (tmp_path / "ImageList/TrainImagelist.txt").write_text("1.jpg\n2.jpg\n3.jpg\n")
+    for name in "123":
+        (tmp_path / f"Flickr/{name}.jpg").touch()
+    (labels / "Labels_sky_Train.txt").write_text("1\n1\n1\n")
+    file = labels / "Labels_sun_Train.txt"
+    file.write_text("1\n0\n1\n")
+
+    def check(found):
+        sun = found.targets[:, found.classes.index("sun")].tolist()
+        assert sun == [int(word) for word in file.read_text("utf-8-sig").split()]
+    fuzz(file, lambda: load("nuswide", tmp_path), check)
+
+
+@pytest.mark.parametrize("mutate", [mutated, changed_json])
+def test_vg500(tmp_path, mutate):
+    (tmp_path / "train_list_500.txt").write_text("1.jpg\n2.jpg\n")
+    file = tmp_path / "vg_category_500_labels_index.json"
+    file.write_text('{"1.jpg": [0, 499, 7, 30], "2.jpg": [], "3.jpg": [1, 2, 3]}')
+
+    def check(found):
+        content = json.loads(file.read_text())
+        for name, target in zip(("1.jpg", "2.jpg"), found.targets, strict=True):
+            assert set(np.flatnonzero(target)) == {int(label) for label in content[name]}
+    fuzz(file, lambda: load("vg500", tmp_path, check=False), check, mutate)
 
 
 @pytest.mark.parametrize("mutate", [mutated, changed_json])
@@ -213,6 +267,26 @@ def test_images(tmp_path, name, options):
     def check(found):
         assert found.ndim == 3 and found.shape[0] == 3 and str(found.dtype) == "torch.uint8"
     fuzz(tmp_path / name, lambda: read_image(f"{tmp_path}/{name}"), check)
+
+
+@pytest.mark.filterwarnings("ignore")  # Pillow warns of a damaged EXIF block
+@pytest.mark.parametrize("name", ["t.jpg", "t.webp", "t.png"])
+def test_turned_photographs(tmp_path, name):
+    exif, file = Image.Exif(), tmp_path / name
+    exif[0x0112], exif[0x010f], exif[0x829a] = 6, "Maker", 0.01
+    Image.new("RGB", (30, 20)).save(file, exif=exif)
+
+    def near_exif(content, rng):
+        begin = max(content.find(b"MM\0*") - 8, 0)
+        return content[:begin] + mutated(content[begin:begin + 90], rng) + content[begin + 90:]
+
+    def check(found):
+        try:
+            image = ImageOps.exif_transpose(Image.open(file))
+        except Exception:  # noqa: BLE001 (Pillow's, of many kinds: the block is damaged)
+            return
+        assert found.shape == (3, image.height, image.width)
+    fuzz(file, lambda: read_image(str(file), upright=True), check, near_exif)
 
 
 def test_checkpoints(tmp_path):

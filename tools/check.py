@@ -1,18 +1,20 @@
-"""Checks a data set before training: labels, missing and broken images, copies.
+"""Checks a data set before training: labels, missing, broken and dark images, copies.
 
 Run: python -m tools.check --data NAME --root ROOT [--verify]
 """
 import argparse
+import hashlib
 import sys
 from concurrent.futures import ThreadPoolExecutor
+from pathlib import Path
 
 import numpy as np
 
-from data import label_warnings, load, transform
+from data import REMEDY, label_warnings, load
 from lib.distributed import program
 from lib.errors import InputError
 from readers import READERS, split_names
-from readers.images import REMEDY, missing
+from readers.images import has_16_bits, missing
 
 
 def main(argv=None):
@@ -25,10 +27,16 @@ def main(argv=None):
     parser.add_argument("--verify", action="store_true", help="decode all images, look for copies")
     args = parser.parse_args(argv)
 
+    splits = split_names(args.data, args.root)
+    if args.data == "csv" and not Path(args.root, "train.csv").is_file():
+        splits.remove("train")  # a test.csv alone can be evaluated
     problems = []
     seen = {}  # content of an image -> where it was seen first
-    for split in split_names(args.data, args.root):
+    classes = None  # of the first split
+    for split in splits:
         dataset = load(args.data, args.root, split, download=args.download, check=False)
+        classes = classes or dataset.classes
+        dataset = dataset.with_order(classes, f"{args.data} {split} in {args.root}")
         print_labels(f"{args.data} {split}", dataset)
         for warning in label_warnings(dataset, split):
             print(warning)
@@ -57,32 +65,52 @@ def print_labels(title, dataset):
 
 
 def verify(dataset, split, seen):
-    """Messages about images that cannot be read, and about images that occur twice with different
-    labels or in two splits. Adds to `seen`: pixels -> (split, path, targets)."""
-    resize = transform(32)
+    """Messages about images that cannot be read, about images that occur twice with different
+    labels or in two splits, and about 16-bit images that are too dark. Adds to `seen`: a hash of
+    the pixels -> (split, path, hash of the targets)."""
 
-    def thumbnail(index):
-        """The pixels of a small copy, or an error's text."""
+    def decoded(index):
+        """A hash of the shape and the pixels, the highest value of a 16-bit image (its high byte;
+        else None), an error's text."""
         try:
-            return resize(dataset.image(index)).numpy().tobytes(), ""
+            image = dataset.image(index).numpy()
+            brightest = None
+            if has_16_bits(dataset.paths[index]):
+                brightest = image.max()
         except InputError as error:
-            return b"", str(error).removesuffix(f": {REMEDY}")  # it says to run this program
+            return None, None, str(error).removesuffix(f": {REMEDY}")  # to run this program
+        return digest(image), brightest, ""
 
     problems = []
+    dark = []  # 16-bit images whose highest bit is never set
     with ThreadPoolExecutor() as pool:
-        thumbnails = pool.map(thumbnail, range(len(dataset)))
-        for path, targets, (pixels, error) in zip(dataset.paths, dataset.targets, thumbnails):
+        images = pool.map(decoded, range(len(dataset)))
+        for path, targets, image in zip(dataset.paths, dataset.targets, images):
+            pixels, brightest, error = image
             if error:
                 problems.append(error)
                 continue
-            targets = targets.tolist()
-            first_split, first_path, first_targets = seen.setdefault(pixels, (split, path, targets))
+            if brightest is not None and brightest < 128:
+                dark.append(f"{path} (at most {256 * int(brightest) + 255} of 65535)")
+            labels = digest(targets)
+            first_split, first_path, first_labels = seen.setdefault(pixels, (split, path, labels))
             text = f"{path} ({split}) has the same content as {first_path} ({first_split})"
-            if targets != first_targets:
+            if labels != first_labels:
                 problems.append(f"{text}, with different labels")
             elif split != first_split:
                 problems.append(text)
+    if dark:
+        problems.append(f"{split}: {len(dark)} images with 16 bits use only a part of their range, "
+                        f"so they look too dark or black: multiply their values. The first is "
+                        f"{dark[0]}")
     return problems
+
+
+def digest(array):
+    """A hash of the shape and the values: a few bytes instead of an image."""
+    content = hashlib.sha256(repr(array.shape).encode())
+    content.update(np.ascontiguousarray(array))
+    return content.digest()
 
 
 if __name__ == "__main__":
