@@ -14,8 +14,8 @@ score says how well this feature agrees with its prompt.
                                             +-----------------> score s (B, c) of p'_i . p_i
 
 The paper's equations, for c labels (K in the code). Z = (F, P): a prompt looks at all cells and at
-all prompts, its own and those of labels that may go with it. (Eq. 7 is printed without the minus
-sign.)
+all prompts, so it can also use labels that often occur with its own. s~_i is the score less the
+margin mu. Eq. 7, the asymmetric loss, is printed without the minus sign.
 
     Eq. 1   F = phi(f^x_loc)                                   a linear map of each cell's feature
     Eq. 2   P = GELU(W W_1 + b_1) W_2 + b_2                    PI; hidden width t = tau d, tau = 0.5
@@ -23,26 +23,32 @@ sign.)
     Eq. 4   pbar_i = sum_j alpha_ij W_v z_j                    what it finds there
     Eq. 5   p'_i = GELU(pbar_i W_r + b_3) W_o + b_4            no residual: p_i is not added
     Eq. 6   s_i = sigmoid(p'_i . p_i)                          nothing scales the product
-    Eq. 7   L = -sum_i [y_i (1 - s_i)^gamma+ log s_i          asymmetric loss, gamma+ = 0,
-                     + (1 - y_i) s~_i^gamma- log(1 - s~_i)]   gamma- = 4: easy negatives count less;
-            s~_i = max(s_i - mu, 0)                           those with s_i below mu not at all
+    Eq. 7   L = -sum_i [y_i (1 - s_i)^gamma+ log s_i + (1 - y_i) s~_i^gamma- log(1 - s~_i)],
+            s~_i = max(s_i - mu, 0)
+
+gamma+ = 0: positives count as in cross-entropy. gamma- = 4: easy negatives count less, and those
+with s_i below mu not at all. With gamma+ = gamma- = mu = 0, Eq. 7 is cross-entropy.
 
 The dual path (Fig. 2a). p_i is in Eq. 6 twice, since p'_i is made from it. So the gradient reaches
-PI by two roads: P1, from the loss straight to p_i, and P2, through VSI. An example with one number:
-if VSI squared, p' = p^2, then p' p = p^3, and at p = 2 its slope is 12: 4 by P1 and 8 by P2. With
-paths="direct", there is P1 only, with paths="interaction" P2 only.
+PI by two roads: P1, from the loss straight to p_i, and P2, through VSI. P1 trains a prompt as any
+classifier vector is trained; P2 trains it to ask the image better questions. An example with one
+number: suppose VSI(p) = p^2. The score is VSI(p) p = p^3. At p = 2, its slope is 12: 4 by P1, which
+is VSI(p), and 8 by P2, which is 2 p times p. paths="direct" keeps P1 only, paths="interaction" P2
+only, as in the paper's ablations.
 
-The norm of W matters, because nothing scales the product. Before training, with 80 random text
-features (m = 1024, d = 2048), compare the prompts of two labels, and their logits in one image:
+The norm of W matters, because nothing scales the product. Here are 80 random text features (m =
+1024, d = 2048) before training. If all labels have the same prompt, they have the same logits, too,
+and no label can be told from another:
 
-    norm of each text feature   cosine of two prompts   standard deviation of the logits
+    norm of each text feature   cosine of two prompts   standard deviation over the 80 logits
                             1                    0.93   0.05: the biases in PI outweigh the names
              10, like CLIP's                     0.12   0.50
 
-Run: python cprfl.py                            long-tailed scenes on a CPU: 68.3 mAP in 5 to 11 min
+Run: python cprfl.py       long-tailed synthetic scenes on a CPU: 68.3 mAP in 5 to 11 min
      python cprfl.py --data voc-lt --root ROOT  the paper has 86.28 mAP; not run here
 More: what differs from the paper and from the released code stands at the end of this file.
-To copy: this file needs no other file.
+To copy: this file needs no other file. For your own feature maps (B, width, H, W), replace
+`features` and `self.backbone` in CPRFL.
 """
 import warnings
 
@@ -56,8 +62,9 @@ from torch import nn
 class Interaction(nn.Module):
     """VSI, Eq. 3-5: P' (B, K, d) from tokens F (B, HW, d) and prompts P (K, d).
 
-    As released, beyond the equations: `heads` of width `head_dim`, a LayerNorm before attention
-    and before Eq. 5, dropout after the output projection, after GELU and after W_o.
+    `heads` of width `head_dim`: the paper has 8 of 512, and ffn 2048. As released, beyond the
+    equations: a LayerNorm before attention and before Eq. 5, an output projection, and dropout
+    after it, after GELU and after W_o.
     """
 
     def __init__(self, d, heads, head_dim, ffn, dropout):
@@ -82,8 +89,8 @@ class Interaction(nn.Module):
     def queries_keys_values(self, tokens, prompts):
         """Queries (B, heads, K, head_dim); keys and values (B, heads, HW + K, head_dim).
 
-        Only the prompts are queries. In the paper's Z' (VSI of all Z), the cells are, too, but
-        Eq. 6 does not use their outputs. The prompts are projected once for all images.
+        Only the prompts are queries. In the paper, the cells are queries, too, but Eq. 6 does not
+        use what they find, so it is left out. The prompts are projected once for all images.
         """
         tokens = self.norm1(tokens)
         prompts = self.norm1(prompts)
@@ -137,7 +144,7 @@ class CPRFL(nn.Module):
             tower, text_tokens = text_tower(classes, text)
             with torch.no_grad():
                 features = tower.encode_text(text_tokens)
-        if tune_text:
+        if tune_text:  # the features change in training, so only their width m is used below
             self.text = tower
             self.register_buffer("text_tokens", text_tokens, persistent=False)
         else:
@@ -194,7 +201,8 @@ class CPRFL(nn.Module):
         return feature_map(self.backbone, images)
 
     def load_state_dict(self, state, *args, **kwargs):
-        """A released checkpoint lacks the text features: those made in __init__ are kept."""
+        """A released checkpoint, even after tools.convert has renamed its tensors, lacks the text
+        features: those made in __init__ are kept."""
         if not self.tune_text and "text_features" not in state:
             state = dict(state, text_features=self.text_features)
         return super().load_state_dict(state, *args, **kwargs)
@@ -267,11 +275,11 @@ def text_tower(classes, text):
                          f"{', '.join(open_clip.list_models())}")
     tags = open_clip.list_pretrained_tags_by_model(name)
     tag = None  # untrained
-    if name == text:
+    if not text.startswith("random-"):
         if not tags:
             raise ValueError(f"text={text}: open_clip has no weights for it")
         tag = "openai" if "openai" in tags else tags[0]
-    quick_gelu = "openai" in tags  # these weights were trained with it
+    quick_gelu = "openai" in tags  # OpenAI's weights were trained with QuickGELU
     try:
         with torch.random.fork_rng(devices=[]):
             torch.default_generator.manual_seed(0)  # an untrained tower is always the same
@@ -301,7 +309,8 @@ def read_text_features(source, count):
         raise ValueError(f"text features {tuple(features.shape)}: must be finite, of shape "
                          f"({count}, m)")
     norm = features.norm(dim=1).mean()
-    if isinstance(source, str) and norm < 3:  # a tensor may come from a trained checkpoint
+    # A tensor is not warned about: a checkpoint's features come in this way, of whatever norm.
+    if isinstance(source, str) and norm < 3:
         warnings.warn(f"the text features have a mean norm of {norm:.1f}, but CLIP's have about "
                       "10: scale them to 10; at norm 1, CPRFL trains far worse")
     return features
@@ -321,9 +330,10 @@ def param_groups(model, lr, weight_decay, head_lr=1.0):
     return groups
 
 
-build = CPRFL  # for train.py, as are all names below
+# All names below are for train.py, whose head says what each one is.
+build = CPRFL
 REDUCTION = "mean"  # what `loss` does over the batch
-# With other classes, --init leaves these random.
+# With other classes, --init leaves these random. (A tensor only if prompts="random".)
 CLASS_TENSORS = ("prompts",)
 HELP = {  # keyword argument -> its text in --help
     "text": "text tower: an open_clip model name, random-NAME (untrained) or random (random-RN50)",

@@ -10,20 +10,22 @@ finds objects in this way. But here, query k is always label k, so nothing has t
                                                                        v
     label queries Q_0 (K, d) -----------------------------> L decoder layers -> Q_L (B, K, d) -> p
 
-~X is X with position embeddings added. MultiHead(query, key, value) is softmax(query . key /
-sqrt(width)) times value, with several heads. Decoder layer i, from 1 to L, is Eq. 1 to 3.
+~X is X with position embeddings added. A cell's says where it is. A label's is its label query,
+added to Q in every layer, so that no layer forgets who asks; Q itself starts at 0 (as released; in
+the paper at Q_0). MultiHead(query, key, value) is softmax(query . key / sqrt(width)) times value,
+with several heads. Decoder layer i, from 1 to L, is Eq. 1 to 3. The released decoder has no Eq. 1,
+and neither has this file by default: then labels never see one another.
 
-    Eq. 1   Q_i^(1) = MultiHead(~Q_{i-1}, ~Q_{i-1}, Q_{i-1})   labels look at labels; off by default
+    Eq. 1   Q_i^(1) = MultiHead(~Q_{i-1}, ~Q_{i-1}, Q_{i-1})   labels look at labels
     Eq. 2   Q_i^(2) = MultiHead(~Q_i^(1), ~F, F)               label k looks at the cells
     Eq. 3   Q_i = FFN(Q_i^(2))                                 two linear layers
-    Eq. 4   p_k = Sigmoid(W_k . Q_{L,k} + b_k)                 Q_{L,k} is about label k alone, so
-                                                               each label has its own W_k
+    Eq. 4   p_k = Sigmoid(W_k . Q_{L,k} + b_k)                 row k of Q_L with row k of W
     Eq. 5   L = -1/K sum_k of (1 - p_k)^gamma+ log p_k         where y_k = 1
                               p_k^gamma- log(1 - p_k)          where y_k = 0
 
-The paper prints Eq. 5 without the minus sign. (The numbers of its equations are not checked against
-the PDF.) gamma+ = gamma- = 0 is cross-entropy. A larger gamma- lets easy negatives count less. One
-with p = 0.1 adds 0.105 with gamma- = 0, 0.011 with 1 (the paper), 0.001 with 2 (the default).
+The paper prints Eq. 5 without the minus sign. gamma+ = gamma- = 0 is cross-entropy. A larger gamma-
+lets easy negatives count less: one with p = 0.1 adds 0.105 with gamma- = 0, 0.011 with 1 (the
+paper), 0.001 with 2 (the default).
 
 An example of Eq. 2: four cells of width 4, one head, all matrices the identity. One cell shows a
 cat (2 0 0 0), one a dog (0 2 0 0), two nothing (0 0 0 0).
@@ -56,13 +58,14 @@ class Q2LHead(nn.Module):
     """Logits (B, K) from feature maps (B, d, H, W) of the Transformer's width d.
 
     `ffn`: hidden width of Eq. 3. `self_attention`: with Eq. 1, as in the paper; without it, as
-    released. Raises ValueError for widths or features that do not fit.
+    released. (With one decoder layer, Eq. 1 has no use: there, Q is 0 for all labels.) Raises
+    ValueError for widths or features that do not fit.
     """
 
     def __init__(self, num_classes, d, ffn=8192, heads=4, encoder_layers=1, decoder_layers=2,
                  self_attention=False, dropout=0.1):
         super().__init__()
-        if d % 4 or d % heads:
+        if d % 4 or d % heads:  # 4: sines and cosines, of rows and of columns
             raise ValueError(f"d_model={d}: must be a multiple of 4 and of heads")
         if decoder_layers < 1:
             raise ValueError("decoder_layers must be at least 1")
@@ -77,7 +80,8 @@ class Q2LHead(nn.Module):
         self.b = nn.Parameter(torch.empty(num_classes).uniform_(-bound, bound))
 
     def forward(self, x, need_maps=False):
-        """Logits (B, K), and with `need_maps` the weights (B, layers, heads, K, H, W)."""
+        """Two things: logits (B, K) and, with `need_maps`, the weights (B, layers, heads, K, H, W)
+        of Eq. 2, else None."""
         d = self.query_embed.shape[1]
         if x.ndim != 4 or x.shape[1] != d:
             raise ValueError(f"features {tuple(x.shape)}: a map (B, {d}, H, W) is needed; tokens "
@@ -86,14 +90,14 @@ class Q2LHead(nn.Module):
         pos = sine_positions(H, W, d, x.device).to(x.dtype)  # (HW, d)
         tokens = x.flatten(2).transpose(1, 2)  # (B, HW, d): one token per cell
 
-        # The encoder, in which each cell learns what is around it: the same layer without Eq. 1,
-        # but the cells ask, so cells look at cells.
+        # The encoder, which the paper has no equation for. Each cell learns what is around it: the
+        # same layer without Eq. 1, but the cells ask, so cells look at cells.
         for layer in self.encoder:
             tokens, _ = layer(tokens, pos, keys=tokens + pos, values=tokens)  # (B, HW, d)
 
-        # The decoder. Q is what the labels have found so far: at first nothing, so 0 (as released;
-        # the paper: Q_0). The label queries are added to Q as its position embeddings, in every
-        # layer: so the first layer asks with them alone, and no layer forgets who asks.
+        # The decoder. Q is what the labels have found so far: at first nothing, so 0. The label
+        # queries are added to it as its position embeddings, so the first layer asks with them
+        # alone.
         Q = torch.zeros_like(self.query_embed).expand(B, -1, -1)  # (B, K, d)
         keys = tokens + pos  # ~F. The values are F: a position tells where, not what is there.
         maps = []
@@ -101,8 +105,8 @@ class Q2LHead(nn.Module):
             Q, weights = layer(Q, self.query_embed, keys, tokens, need_maps)
             maps.append(weights)  # (B, heads, K, HW)
 
-        # Row k of Q, after a last LayerNorm (as released), with row k of W. The loss takes the
-        # sigmoid.
+        # Each label has its own W_k, which is multiplied with its own row of Q, after a last
+        # LayerNorm (as released). The loss takes the sigmoid.
         logits = (self.norm(Q) * self.W).sum(-1) + self.b  # Eq. 4
         if not need_maps:
             return logits, None
@@ -113,7 +117,8 @@ class Layer(nn.Module):
     """A decoder layer: Eq. 1-3, each with a residual connection, then a LayerNorm. The paper's
     equations leave these out, because every Transformer has them.
 
-    The names are those of a released decoder layer.
+    Its attributes have the names of a released decoder layer. `python -m tools.convert` renames the
+    tensors that have others there.
     """
 
     def __init__(self, d, heads, ffn, dropout, self_attention=False):
@@ -148,8 +153,8 @@ class Layer(nn.Module):
 class Attention(nn.Module):
     """MultiHead(query, key, value): softmax(q . k / sqrt(d / heads)) over the keys, times v.
 
-    As nn.MultiheadAttention. But queries, keys and values each have their own matrix, because
-    their inputs differ: one product with a matrix (3 d, d) would not do.
+    The same as nn.MultiheadAttention, written out to be read, with one map per head. Its matrix
+    (3 d, d) stands here as three.
     """
 
     def __init__(self, d, heads, dropout):
@@ -257,12 +262,12 @@ class Q2L(nn.Module):
         return self
 
 
-LOSS_SCALE = 1000  # as released; train.py gives --loss the same
+LOSS_SCALE = 1000  # as released; train.py multiplies another loss (--loss) by it, too
 
 
 def loss(logits, targets, gamma_pos=0.0, gamma_neg=2.0, eps=1e-5):
-    """Eq. 5, the mean over B and K, times 1000. With AdamW, this factor only matters for its eps
-    and for gradient clipping; with Adam, for weight decay, too.
+    """Eq. 5, the mean over B and K, times 1000. AdamW hardly notices this factor, unless gradients
+    are clipped. For Adam, it makes weight decay 1000 times weaker.
 
     logits, targets (B, K). A target is 1, 0 or, as a soft label, in between: y L+ + (1 - y) L-.
     -1 is unknown: it adds 0 but counts in B and K. Values are not checked. Raises ValueError if
@@ -346,7 +351,8 @@ def param_groups(model, lr, weight_decay, head_lr=1.0, decay_1d=True):
     return groups
 
 
-build = Q2L  # for train.py, as are all names below
+# All names below are for train.py, whose head says what each one is.
+build = Q2L
 REDUCTION = "mean"  # what `loss` does over the batch
 # With other classes, --init leaves these random.
 CLASS_TENSORS = ("head.query_embed", "head.W", "head.b")
@@ -426,6 +432,7 @@ RECIPES = {  # the first is the default
 # ------------------------------------------ where the paper, the released code and this file differ
 #
 # The method
+# - The numbers of the paper's equations are not checked against the PDF.
 # - Eq. 1: the released decoder and its checkpoints have no self-attention. Here,
 #   `self_attention=False` is the released decoder and True is the paper's.
 # - The decoder's input is 0, and the label queries are its position embeddings in every layer, as
