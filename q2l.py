@@ -23,9 +23,9 @@ and neither has this file by default: then labels never see one another.
     Eq. 5   L = -1/K sum_k of (1 - p_k)^gamma+ log p_k         where y_k = 1
                               p_k^gamma- log(1 - p_k)          where y_k = 0
 
-The paper prints Eq. 5 without the minus sign. gamma+ = gamma- = 0 is cross-entropy. A larger gamma-
-lets easy negatives count less: one with p = 0.1 adds 0.105 with gamma- = 0, 0.011 with 1 (the
-paper), 0.001 with 2 (the default).
+The paper prints Eq. 5 without the minus sign. gamma+ = gamma- = 0 is cross-entropy. With a larger
+gamma-, easy negatives count less: one of p = 0.1 adds 0.105 with gamma- = 0, 0.011 with 1 (the
+paper) and 0.001 with 2 (the default).
 
 An example of Eq. 2: four cells of width 4, one head, all matrices the identity. One cell shows a
 cat (2 0 0 0), one a dog (0 2 0 0), two nothing (0 0 0 0).

@@ -246,7 +246,8 @@ def test_the_example_at_the_top():
         assert weights == " ".join(f"{w:.2f}" for w in maps.flatten())
         assert found == [f"{value:.2f}" for value in x[0, 0, :2]] and not x[0, 0, 2:].any()
 
-    losses = re.search(r"p = 0.1 adds ([\d.]+) .*, ([\d.]+) with 1 .*, ([\d.]+) with 2", q2l.__doc__)
+    losses = re.search(r"p = 0.1 adds ([\d.]+) .*, ([\d.]+) with 1 \(the\npaper\) and ([\d.]+) with 2",
+                       q2l.__doc__)
     z = torch.tensor([[math.log(0.1 / 0.9)]])
     for gamma, text in enumerate(losses.groups()):
         found = q2l.loss(z, torch.zeros(1, 1), gamma_neg=gamma) / q2l.LOSS_SCALE

@@ -42,10 +42,10 @@ def best_threshold(scores, targets):
     return float(threshold)
 
 
-def as_logit(threshold, logits, targets):
+def as_logit(threshold, scores, logits, targets):
     """The threshold of best F1, a probability, as a logit. It is chosen anew on the logits (N,)
-    where probabilities tie, because those of a very sure model round to 1."""
-    if len(np.unique(probabilities(logits))) < len(np.unique(logits)):
+    where the probabilities, `scores`, tie, because those of a very sure model round to 1."""
+    if (targets == 1).any() and len(np.unique(scores)) < len(np.unique(logits)):
         return best_threshold(logits, targets)
     if threshold <= 0:
         return -math.inf
@@ -70,6 +70,7 @@ def main(argv=None):
     if not distributed.is_main():
         return
 
+    scores = probabilities(logits)
     if args.per_class:
         empty = np.array(dataset.classes)[~(dataset.targets == 1).any(axis=0)]
         if len(empty) > 0:
@@ -77,14 +78,15 @@ def main(argv=None):
                   f"{', '.join(empty)}")
         threshold = {}
         logit = {}
-        for name, z, y in zip(dataset.classes, logits.T, dataset.targets.T):
-            threshold[name] = best_threshold(probabilities(z.copy()), y)
-            logit[name] = as_logit(threshold[name], z.copy(), y)
+        for name, p, z, y in zip(dataset.classes, scores.T, logits.T, dataset.targets.T):
+            threshold[name] = best_threshold(p, y)
+            logit[name] = as_logit(threshold[name], p, z, y)
     else:
+        p = scores.ravel()
         z = logits.ravel()
         y = dataset.targets.ravel()
-        threshold = best_threshold(probabilities(z), y)
-        logit = as_logit(threshold, z, y)
+        threshold = best_threshold(p, y)
+        logit = as_logit(threshold, p, z, y)
     content = {"split": args.split, "threshold": threshold, "logit": logit}
     with explain_errors(out, WRITE_REMEDY):
         Path(out).write_text(json.dumps(content))
