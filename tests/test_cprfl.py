@@ -315,7 +315,7 @@ def test_a_run_resumes_and_evaluates_without_the_text_tower(tmp_path, capsys):
     train.main(["--model", "cprfl", "--limit", "64", "--epochs", "1", "--batch-size", "16",
                 "--workers", "0", "--out", str(tmp_path / "run")])
     text = capsys.readouterr().out
-    assert "data=scenes-lt" in text and "tail " in text
+    assert "cprfl on scenes-lt" in text and "tail " in text
     mean = json.loads((tmp_path / "run/log.jsonl").read_text().splitlines()[-1])["mAP"]
     table = run("eval.py", "--checkpoint", tmp_path / "run/last.pt")
     assert f"mAP {mean:.2f}" in table and "tail " in table

@@ -13,6 +13,7 @@ import numpy as np
 from data import REMEDY, label_warnings, load
 from lib.distributed import program
 from lib.errors import InputError
+from lib.progress import Clock
 from readers import READERS, split_names
 from readers.images import has_16_bits, missing
 
@@ -83,16 +84,20 @@ def verify(dataset, split, seen):
 
     problems = []
     dark = []  # 16-bit images whose highest bit is never set
+    clock = Clock()
     with ThreadPoolExecutor() as pool:
         images = pool.map(decoded, range(len(dataset)))
-        for path, targets, image in zip(dataset.paths, dataset.targets, images):
+        for number, image in enumerate(images):
+            if clock.due():
+                print(f"{split}: decoded {number} of {len(dataset)} images", file=sys.stderr)
             pixels, brightest, error = image
+            path = dataset.paths[number]
             if error:
                 problems.append(error)
                 continue
             if brightest is not None and brightest < 128:
                 dark.append(f"{path} (at most {256 * int(brightest) + 255} of 65535)")
-            labels = digest(targets)
+            labels = digest(dataset.targets[number])
             first_split, first_path, first_labels = seen.setdefault(pixels, (split, path, labels))
             text = f"{path} ({split}) has the same content as {first_path} ({first_split})"
             if labels != first_labels:
