@@ -1,32 +1,33 @@
 """ASL, the asymmetric loss (Ridnik et al., ICCV 2021, arXiv 2009.14119). Also: the baseline model
 that all papers compare with, and more losses: cross-entropy, focal, distribution-balanced.
 
-The problem. Of 80 labels, an image has about 3. The other 77 are negatives, most of them easy, but
-there are so many that they drown the positives: with all probabilities at 0.5, they make 96 % of
-the gradient of cross-entropy.
-The idea. Two rules for negatives only. The easier one is, the less it counts: its loss is weighted
-with a power of its probability. If its probability is below a margin, it does not count at all.
+The problem. Of 80 labels, an image has about 3. The other 77 are negatives, most of them easy (p is
+soon near 0), but so many that they drown the positives: at the start of training, with all p at
+0.5, they make 96 % of the gradient of cross-entropy.
+The idea. Two rules for negatives. The easier one is, the less it counts: its loss is weighted with
+a power of its probability. If its probability is below a margin, it does not count at all.
 
     logits z (B, K) -> p = sigmoid(z) --+----------> L+ (B, K) --+
                                         +-> p_m ---> L- (B, K) --+-- targets y --> L (B, K) -> sum
 
     Eq. 1   L_tot = sum over k of L(sigma(z_k), y_k)                  over the labels k
     Eq. 2   L = -y L+ - (1 - y) L-                                    L+ if y = 1, L- if y = 0
-    Eq. 3   L+ = (1 - p)^gamma log p,     L- = p^gamma log(1 - p)     focal loss
-    Eq. 4   L+ = (1 - p)^gamma+ log p,    L- = p^gamma- log(1 - p)    a gamma for each
-    Eq. 5   p_m = max(p - m, 0)                                       the margin
-    Eq. 6   L- = p_m^gamma log(1 - p_m)                               focal loss with a margin
-    Eq. 7   L+ = (1 - p)^gamma+ log p,    L- = p_m^gamma- log(1 - p_m)   ASL
+    Eq. 3   L+ = (1 - p)^(gamma) log p,   L- = p^(gamma) log(1 - p)       focal loss
+    Eq. 4   L+ = (1 - p)^(gamma+) log p,  L- = p^(gamma-) log(1 - p)      a gamma for each
+    Eq. 5   p_m = max(p - m, 0)                                           the margin
+    Eq. 6   L- = p_m^(gamma) log(1 - p_m)                                 focal loss with a margin
+    Eq. 7   L+ = (1 - p)^(gamma+) log p,  L- = p_m^(gamma-) log(1 - p_m)  ASL
+    Eq. 8   dL-/dz = p_m^(gamma-) (1 / (1 - p_m) - gamma- log(1 - p_m) / p_m) p (1 - p)
 
 With gamma+ = gamma- = m = 0, ASL is cross-entropy. As gamma- grows, only negatives with p near 1
-count; with m near 1, none. The defaults are the paper's: gamma+ 0 (positives as in cross-entropy),
-gamma- 4, m 0.05.
+count; with m near 1, none. The defaults are the paper's: gamma+ 0 (positives as in cross-entropy;
+above 0, easy positives count less, too), gamma- 4, m 0.05.
 
-One default is not the paper's: its Eq. 8, the slope, differentiates the weight p_m^gamma-, too
-(detach=False). The released code takes the weight as a constant, and so does this file
-(detach=True). It is not known with which of the two the paper's figures were made.
+One default is not the paper's. Eq. 8, the slope of L-, also differentiates the weight p_m^(gamma-):
+detach=False. The released code takes the weight as a constant, and so does this file: detach=True,
+the first term of Eq. 8 only. It is not known which of the two gave the paper's results.
 
-An example: the slope dL/dz at a negative label.
+An example: the slope dL/dz at a negative label. (Focal loss always has detach=False.)
 
     p                    0.05    0.30    0.50    0.90    0.99
     cross-entropy        0.050   0.300   0.500   0.900   0.990
@@ -34,11 +35,13 @@ An example: the slope dL/dz at a negative label.
     ASL, detach=True     0.000   0.001   0.019   0.313   0.129
     ASL, detach=False    0.000   0.005   0.073   0.733   0.221
 
-Easy negatives vanish. Near p = 1, the slope falls again: such a negative is often a positive whose
-label is missing, so it is pushed less than one at 0.9. With 3 positives and 77 negatives at
-p = 0.5, the negatives now make 49 % of the gradient (detach=False: 79 %).
+Easy negatives vanish. Near p = 1, the slope falls again, because of the margin: log(1 - p_m) never
+gets below log m. Such a negative is often a positive whose label is missing, so it is pushed less
+than one at 0.9. With 3 positives and 77 negatives at p = 0.5, the negatives now make 49 % of the
+gradient (detach=False: 79 %).
 
 Run: python asl.py                              synthetic scenes on a CPU: 99.1 mAP
+                                                (mAP: mean average precision, see lib/metrics.py)
      python asl.py --data coco2014 --root ROOT  the paper has 86.6 mAP; not run here
 More: what differs from the paper and from the released code stands at the end of this file.
 To copy: asymmetric_loss and the functions from there to the baseline need only torch and math.
@@ -55,11 +58,12 @@ from torch import nn
 def asymmetric_loss(logits, targets, gamma_neg=4.0, gamma_pos=0.0, margin=0.05, detach=True,
                     reduction="sum"):
     """logits, targets (B, K). A target y is 1, 0, in between (a soft label, weighted as in Eq. 2),
-    or -1 (unknown), which is ignored; this is not checked.
+    or -1 (unknown), which is ignored. Other values are not checked for.
 
     `margin`: m, in [0, 1). `detach`: weights without gradient, unlike the paper's. `reduction`:
-    sum, as released; mean, over the known entries; or none. A sum needs another learning rate and
-    weight decay than a mean, unless the optimizer is AdamW. Raises ValueError.
+    sum, as released; mean, over the known entries; or none. The gradient of the sum is B K times
+    that of the mean, so SGD needs another learning rate; AdamW divides by its size. Raises
+    ValueError for other shapes, margins and reductions.
     """
     check_shapes(logits, targets)
     if not 0 <= margin < 1:
@@ -70,9 +74,9 @@ def asymmetric_loss(logits, targets, gamma_neg=4.0, gamma_pos=0.0, margin=0.05, 
     L_pos = F.logsigmoid(z)  # log p
     L_neg = log_not_p_m(z, margin)
     if gamma_pos > 0:  # else the weight is 1
-        L_pos = focusing_weight(torch.sigmoid(-z), gamma_pos, detach) * L_pos  # Eq. 4, L+
+        L_pos = focusing_weight(torch.sigmoid(-z), gamma_pos, detach) * L_pos  # Eq. 4: L+ (and 7)
     if gamma_neg > 0:
-        L_neg = focusing_weight(p_m, gamma_neg, detach) * L_neg  # Eq. 6, 7; L+ of 7: above
+        L_neg = focusing_weight(p_m, gamma_neg, detach) * L_neg  # Eq. 6, 7: L-; of 4 if m = 0
     known = (targets >= 0).to(z.dtype)
     y = targets.to(z.dtype).clamp(min=0)
     not_y = known - y  # 1 - y; both are 0 where unknown
@@ -81,7 +85,7 @@ def asymmetric_loss(logits, targets, gamma_neg=4.0, gamma_pos=0.0, margin=0.05, 
 
 
 def log_not_p_m(z, margin):
-    """log(1 - p_m), finite even where p rounds to 1."""
+    """log(1 - p_m), finite even where p rounds to 1 and m is 0 or tiny."""
     log_not_p = F.logsigmoid(-z)  # log(1 - p)
     if margin == 0:
         return log_not_p
@@ -94,7 +98,7 @@ def focusing_weight(base, gamma, detach):
     if detach:
         base = base.detach()  # as released; in the paper's Eq. 8, the weight has a gradient
     else:
-        base = base.clamp(min=1e-30)  # at 0 and with gamma < 1, the slope is infinite
+        base = base.clamp(min=1e-30)  # Eq. 8; at 0 and with gamma < 1, it would be infinite
     return base ** gamma
 
 
@@ -121,7 +125,7 @@ def at_least_float32(x):
     return x.to(torch.promote_types(x.dtype, torch.float32))
 
 
-# -------------------------------- the baseline: the usual classifier, with which all papers compare
+# ------------------- the model that ASL trains: the usual classifier, with which all papers compare
 
 
 class Baseline(nn.Module):
@@ -154,8 +158,8 @@ class Baseline(nn.Module):
             return F.linear(at_least_float32(x), weight, bias)
 
     def attention(self, images):
-        """Logits (B, K) and, as there is no attention to show, class activation maps (B, K, H, W),
-        whose means are the logits."""
+        """For heat maps: logits (B, K) and, as there is no attention, class activation maps
+        (B, K, H, W), whose means are the logits."""
         x = self.features(images)
         maps = self.classify(x.permute(0, 2, 3, 1)).permute(0, 3, 1, 2)
         return maps.mean((2, 3)), maps
@@ -182,7 +186,7 @@ def distribution_balanced_loss(logits, targets, class_freq, num_images=None, alp
     more (r-hat), and easy negatives less (lam), above all those of rare classes (nu). That paper's
     equations, where n_k is the number of images with class k and prior_k = n_k / num_images:
 
-        DB 4   r-hat = alpha + sigmoid(beta (r - mu))    r, how rare k is: see rebalanced_weight
+        DB 4   r-hat = alpha + sigmoid(beta (r - mu))    r = (1 / n_k) / (sum of its labels' 1 / n)
         DB 7   positive: softplus(-(z - nu)); negative: softplus(lam (z - nu)) / lam
         DB 9   nu = -kappa log(prior / (1 - prior))      above 0 for rare classes
         DB 10  r-hat times DB 7                          this number is not checked against the PDF
@@ -219,10 +223,10 @@ def distribution_balanced_loss(logits, targets, class_freq, num_images=None, alp
 def rebalanced_weight(targets, class_freq, alpha, beta, mu):
     """r-hat (B, K), in [alpha, alpha + 1], from r = P^C / P^I.
 
-    Imagine drawing a class uniformly, then one of its images. Up to a factor 1 / K, which cancels,
-    P^C = 1 / n_k is the chance that one image is drawn for class k, and P^I, the sum of 1 / n over
-    the classes that the image has, that it is drawn at all. As released, the ratio is also used for
-    the classes that the image does not have.
+    Imagine drawing a class uniformly, then one of its images. P^C = 1 / n_k is the chance that an
+    image is drawn because of class k. P^I, the sum of 1 / n over its labels, is the chance that it
+    is drawn because of any of them. (Both times 1 / K, which cancels.) As released, the ratio is
+    also used for the classes that the image does not have.
     """
     p_class = 1 / class_freq.clamp(min=1)  # P^C
     y = targets.to(p_class.dtype).clamp(min=0)  # unknown: 0
@@ -238,8 +242,9 @@ DB_SETTINGS = {  # published
 
 
 def loss_by_name(name, class_freq, num_images, data, reduction="mean"):
-    """The loss of --loss asl|focal|bce|db, for any method. `reduction`: that of the method's own
-    loss, because weight decay and clipping are chosen for its scale."""
+    """The loss of --loss asl|focal|bce|db, for any method. `data`: the data set, for the published
+    settings of DB loss. `reduction`: that of the method's own loss, because its weight decay is
+    chosen for this scale."""
     if name == "db":
         settings = DB_SETTINGS.get(data, {})
         return partial(distribution_balanced_loss, class_freq=class_freq, num_images=num_images,
@@ -289,7 +294,7 @@ def param_groups(model, lr, weight_decay, head_lr=1.0):
 build = Baseline
 loss = asymmetric_loss
 REDUCTION = "sum"  # what `loss` does over the batch
-# With other classes, --init leaves these random.
+# `--init FILE` starts from a trained model. If that has other classes, these start at random.
 CLASS_TENSORS = ("head.weight", "head.bias")
 HELP = {  # keyword argument -> its text in --help
     "gamma_neg": "gamma-: the larger, the less do easy negatives count; 0: as in cross-entropy",

@@ -17,7 +17,7 @@ The paper's equations, for c labels (K in the code). Z = (F, P): a prompt looks 
 all prompts, so it can also use labels that often occur with its own. s~_i is the score less the
 margin mu. Eq. 7, the asymmetric loss, is printed without the minus sign.
 
-    Eq. 1   F = phi(f^x_loc)                                   a linear map of each cell's feature
+    Eq. 1   F = phi(f^x_loc)                    a linear map of f^x_loc, the features of the cells
     Eq. 2   P = GELU(W W_1 + b_1) W_2 + b_2                    PI; hidden width t = tau d, tau = 0.5
     Eq. 3   alpha_ij = softmax_j((W_q p_i) . (W_k z_j) / sqrt(d))      where prompt i looks
     Eq. 4   pbar_i = sum_j alpha_ij W_v z_j                    what it finds there
@@ -36,15 +36,19 @@ number: suppose VSI(p) = p^2. The score is VSI(p) p = p^3. At p = 2, its slope i
 is VSI(p), and 8 by P2, which is 2 p times p. paths="direct" keeps P1 only, paths="interaction" P2
 only, as in the paper's ablations.
 
-The norm of W matters, because nothing scales the product. Here are 80 random text features (m =
-1024, d = 2048) before training. If all labels have the same prompt, they have the same logits, too,
-and no label can be told from another:
+The norm of W matters. If it is small, the biases of PI outweigh the names: all labels have nearly
+the same prompt, so the same logit, and nothing scales the product up again. Here are 80 features
+drawn at random (m = 1024, d = 2048), before training:
 
     norm of each text feature   cosine of two prompts   standard deviation over the 80 logits
-                            1                    0.93   0.05: the biases in PI outweigh the names
+                            1                    0.93   0.05
              10, like CLIP's                     0.12   0.50
 
-Run: python cprfl.py       long-tailed synthetic scenes on a CPU: 68.3 mAP in 5 to 11 min
+So W is not normalized to length 1.
+
+Run: python cprfl.py       long-tailed synthetic scenes on a CPU: 68.3 mAP in 5 to 11 min, with an
+                           untrained text tower, so without CLIP's knowledge of words
+                           (mAP: mean average precision, see lib/metrics.py)
      python cprfl.py --data voc-lt --root ROOT  the paper has 86.28 mAP; not run here
 More: what differs from the paper and from the released code stands at the end of this file.
 To copy: this file needs no other file. For your own feature maps (B, width, H, W), replace
@@ -282,7 +286,8 @@ def text_tower(classes, text):
     quick_gelu = "openai" in tags  # OpenAI's weights were trained with QuickGELU
     try:
         with torch.random.fork_rng(devices=[]):
-            torch.default_generator.manual_seed(0)  # an untrained tower is always the same
+            # An untrained tower is always the same. torch.manual_seed would reset GPUs, too.
+            torch.default_generator.manual_seed(0)
             tower = open_clip.create_model(name, tag, force_quick_gelu=quick_gelu)
     except (OSError, RuntimeError) as error:
         raise ValueError(f"text={text}: {str(error)[:100]}...\nTwo ways out: go online once, or "
@@ -333,7 +338,8 @@ def param_groups(model, lr, weight_decay, head_lr=1.0):
 # All names below are for train.py, whose head says what each one is.
 build = CPRFL
 REDUCTION = "mean"  # what `loss` does over the batch
-# With other classes, --init leaves these random. (A tensor only if prompts="random".)
+# `--init FILE` starts from a trained model. If that has other classes, these start at random. (Only
+# with prompts="random"; text_features always follow from the flags.)
 CLASS_TENSORS = ("prompts",)
 HELP = {  # keyword argument -> its text in --help
     "text": "text tower: an open_clip model name, random-NAME (untrained) or random (random-RN50)",

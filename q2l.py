@@ -8,13 +8,14 @@ finds objects in this way. But here, query k is always label k, so nothing has t
 
     images (B, 3, h, w) -> backbone -> encoder -> cells F (B, HW, d) --+ keys, values
                                                                        v
-    label queries Q_0 (K, d) -----------------------------> L decoder layers -> Q_L (B, K, d) -> p
+    label queries (K, d) ---------------------------------> L decoder layers -> Q_L (B, K, d) -> p
 
-~X is X with position embeddings added. A cell's says where it is. A label's is its label query,
-added to Q in every layer, so that no layer forgets who asks; Q itself starts at 0 (as released; in
-the paper at Q_0). MultiHead(query, key, value) is softmax(query . key / sqrt(width)) times value,
-with several heads. Decoder layer i, from 1 to L, is Eq. 1 to 3. The released decoder has no Eq. 1,
-and neither has this file by default: then labels never see one another.
+~X is X with position embeddings added: ~F = F + where the cell is, ~Q = Q + label queries, in every
+layer, so that no layer forgets who asks. Q itself is what the labels have found. It starts at 0 (as
+released; in the paper, with the label queries). MultiHead(query, key, value) is softmax(query . key
+/ sqrt(width)) times value, with several heads. Decoder layer i, from 1 to L, is Eq. 1 to 3. The
+released decoder has no Eq. 1, and neither has this file by default: then labels never see one
+another.
 
     Eq. 1   Q_i^(1) = MultiHead(~Q_{i-1}, ~Q_{i-1}, Q_{i-1})   labels look at labels
     Eq. 2   Q_i^(2) = MultiHead(~Q_i^(1), ~F, F)               label k looks at the cells
@@ -39,6 +40,7 @@ cat (2 0 0 0), one a dog (0 2 0 0), two nothing (0 0 0 0).
 On COCO, with ResNet-101 at 448 px: K = 80, HW = 14 x 14, d = 2048, 4 heads, L = 2.
 
 Run: python q2l.py                              synthetic scenes on a CPU: 98.2 mAP
+                                                (mAP: mean average precision, see lib/metrics.py)
      python q2l.py --data coco2014 --root ROOT  the paper has 84.9 mAP; not run here
 More: what differs from the paper and from the released code stands at the end of this file.
 To copy: Q2LHead and the four parts that follow it need only torch (leave out the import of timm).
@@ -58,8 +60,8 @@ class Q2LHead(nn.Module):
     """Logits (B, K) from feature maps (B, d, H, W) of the Transformer's width d.
 
     `ffn`: hidden width of Eq. 3. `self_attention`: with Eq. 1, as in the paper; without it, as
-    released. (With one decoder layer, Eq. 1 has no use: there, Q is 0 for all labels.) Raises
-    ValueError for widths or features that do not fit.
+    released. (With one decoder layer, Eq. 1 has no use: its values are Q = 0, so every label gets
+    the same vector.) Raises ValueError for widths or features that do not fit.
     """
 
     def __init__(self, num_classes, d, ffn=8192, heads=4, encoder_layers=1, decoder_layers=2,
@@ -74,7 +76,7 @@ class Q2LHead(nn.Module):
         self.decoder = nn.ModuleList(
             [Layer(d, heads, ffn, dropout, self_attention) for _ in range(decoder_layers)])
         self.norm = nn.LayerNorm(d)
-        self.query_embed = nn.Parameter(torch.randn(num_classes, d))  # the label queries Q_0
+        self.query_embed = nn.Parameter(torch.randn(num_classes, d))  # the label queries
         bound = 1 / math.sqrt(d)  # as in nn.Linear
         self.W = nn.Parameter(torch.empty(num_classes, d).uniform_(-bound, bound))
         self.b = nn.Parameter(torch.empty(num_classes).uniform_(-bound, bound))
@@ -213,9 +215,9 @@ def sine_of_index(count, d, device):
 class Q2L(nn.Module):
     """Images (B, 3, h, w), any size for a ResNet -> logits (B, len(classes)): backbone and head.
 
-    `d_model`: the Transformer's width; None: the backbone's. `self_attention`: True is the paper's
-    decoder, False the released one. `project`: a 1 x 1 convolution to d_model; None: only where the
-    widths differ. `freeze`: stem and layer1 of a ResNet or TResNet, and a ResNet's BatchNorms, stay
+    `d_model`: the Transformer's width; None: the backbone's. `self_attention`: True adds the
+    paper's Eq. 1; False is the released decoder. `project`: a 1 x 1 convolution to d_model; None:
+    only where the widths differ. `freeze`: stem and layer1 of a ResNet or TResNet, and a ResNet's BatchNorms, stay
     as pretrained. `output_stride`: 8 or 16 keeps maps finer than 1/32. Raises ValueError for
     settings that do not fit together.
     """
@@ -262,7 +264,7 @@ class Q2L(nn.Module):
         return self
 
 
-LOSS_SCALE = 1000  # as released; train.py multiplies another loss (--loss) by it, too
+LOSS_SCALE = 1000  # as released, without a reason; a loss of --loss is multiplied by it, too
 
 
 def loss(logits, targets, gamma_pos=0.0, gamma_neg=2.0, eps=1e-5):
@@ -270,8 +272,8 @@ def loss(logits, targets, gamma_pos=0.0, gamma_neg=2.0, eps=1e-5):
     are clipped. For Adam, it makes weight decay 1000 times weaker.
 
     logits, targets (B, K). A target is 1, 0 or, as a soft label, in between: y L+ + (1 - y) L-.
-    -1 is unknown: it adds 0 but counts in B and K. Values are not checked. Raises ValueError if
-    the shapes differ.
+    -1 is unknown: it adds 0 but counts in B K, by which the released code divides. Values are not
+    checked. Raises ValueError if the shapes differ.
     """
     if logits.shape != targets.shape:
         raise ValueError(f"logits {tuple(logits.shape)}, targets {tuple(targets.shape)}: both must "
@@ -354,7 +356,7 @@ def param_groups(model, lr, weight_decay, head_lr=1.0, decay_1d=True):
 # All names below are for train.py, whose head says what each one is.
 build = Q2L
 REDUCTION = "mean"  # what `loss` does over the batch
-# With other classes, --init leaves these random.
+# `--init FILE` starts from a trained model. If that has other classes, these start at random.
 CLASS_TENSORS = ("head.query_embed", "head.W", "head.b")
 HELP = {  # keyword argument -> its text in --help
     "d_model": "width of the Transformer; none: the backbone's",
@@ -434,7 +436,7 @@ RECIPES = {  # the first is the default
 # The method
 # - The numbers of the paper's equations are not checked against the PDF.
 # - Eq. 1: the released decoder and its checkpoints have no self-attention. Here,
-#   `self_attention=False` is the released decoder and True is the paper's.
+#   `self_attention=False` is the released decoder, and True adds the paper's Eq. 1.
 # - The decoder's input is 0, and the label queries are its position embeddings in every layer, as
 #   released. In the paper, they are its input Q_0.
 # - Eq. 5, gammas: gamma+ is 0 everywhere. gamma- is 1 in the paper and 2 in the released command.

@@ -2,6 +2,7 @@
 import copy
 import importlib
 import inspect
+import os
 import warnings
 
 import timm
@@ -128,6 +129,8 @@ def load_backbone(backbone, path):
         # The module of the architecture may have a function that converts published names.
         timm_module = inspect.getmodule(type(backbone))
         convert = getattr(timm_module, "checkpoint_filter_fn", None)
+        if os.path.isdir(path):
+            raise IsADirectoryError(path)
         result = timm.models.load_checkpoint(backbone, path, use_ema=False, strict=False,
                                              filter_fn=convert, weights_only=True)
         if result.missing_keys:

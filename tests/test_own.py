@@ -312,6 +312,8 @@ def test_export_with_a_dynamic_batch_size(method, more):
 @pytest.mark.slow
 def test_weights_from_the_command_line(tmp_path):
     flags = own(tmp_path)
+    with pytest.raises(SystemExit, match="is a folder: a file with this backbone"):
+        train.main([*flags, "--weights", str(tmp_path), "--out", str(tmp_path / "other")])
     state = timm.create_model("test_resnet").state_dict()
     torch.save(state, tmp_path / "w.pth")
     text = run("train.py", *flags, "--epochs", 1, "--weights", tmp_path / "w.pth", "--out",
