@@ -27,7 +27,7 @@ One default is not the paper's. Eq. 8, the slope of L-, also differentiates the 
 detach=False. The released code takes the weight as a constant, and so does this file: detach=True,
 the first term of Eq. 8 only. It is not known which of the two gave the paper's results.
 
-An example: the slope dL/dz at a negative label. (Focal loss always has detach=False.)
+An example: the slope dL/dz at a negative label. (Focal loss has detach=False.)
 
     p                    0.05    0.30    0.50    0.90    0.99
     cross-entropy        0.050   0.300   0.500   0.900   0.990

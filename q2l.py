@@ -217,9 +217,9 @@ class Q2L(nn.Module):
 
     `d_model`: the Transformer's width; None: the backbone's. `self_attention`: True adds the
     paper's Eq. 1; False is the released decoder. `project`: a 1 x 1 convolution to d_model; None:
-    only where the widths differ. `freeze`: stem and layer1 of a ResNet or TResNet, and a ResNet's BatchNorms, stay
-    as pretrained. `output_stride`: 8 or 16 keeps maps finer than 1/32. Raises ValueError for
-    settings that do not fit together.
+    only where the widths differ. `freeze`: stem and layer1 of a ResNet or TResNet, and a ResNet's
+    BatchNorms, stay as pretrained. `output_stride`: 8 or 16 keeps maps finer than 1/32. Raises
+    ValueError for settings that do not fit together.
     """
 
     def __init__(self, classes, *, backbone, pretrained, image_size, d_model: int | None = None,
