@@ -19,11 +19,12 @@ a power of its probability. If its probability is below a margin, it does not co
     Eq. 7   L+ = (1 - p)^(gamma+) log p,  L- = p_m^(gamma-) log(1 - p_m)  ASL
     Eq. 8   dL-/dz = p_m^(gamma-) (1 / (1 - p_m) - gamma- log(1 - p_m) / p_m) p (1 - p)
 
-With gamma+ = gamma- = m = 0, ASL is cross-entropy. As gamma- grows, only negatives with p near 1
-count; with m near 1, none. The defaults are the paper's: gamma+ 0 (positives as in cross-entropy;
+Eq. 8 is printed without a minus sign: it is the slope of the loss of a negative, -L-. With gamma+ =
+gamma- = m = 0, ASL is cross-entropy. The larger gamma- is, the nearer to 1 must p be for a negative
+to count; with m near 1, none counts. The defaults are the paper's: gamma+ 0 (positives as in cross-entropy;
 above 0, easy positives count less, too), gamma- 4, m 0.05.
 
-One default is not the paper's. Eq. 8, the slope of L-, also differentiates the weight p_m^(gamma-):
+One default is not the paper's. Eq. 8 also differentiates the weight p_m^(gamma-):
 detach=False. The released code takes the weight as a constant, and so does this file: detach=True,
 the first term of Eq. 8 only. It is not known which of the two gave the paper's results.
 
@@ -35,8 +36,8 @@ An example: the slope dL/dz at a negative label. (Focal loss has detach=False.)
     ASL, detach=True     0.000   0.001   0.019   0.313   0.129
     ASL, detach=False    0.000   0.005   0.073   0.733   0.221
 
-Easy negatives vanish. Near p = 1, the slope falls again, because of the margin: log(1 - p_m) never
-gets below log m. Such a negative is often a positive whose label is missing, so it is pushed less
+Easy negatives vanish. At p = 1, the slope is 1 for focal loss, but 0 for ASL, because the margin
+bounds the loss: log(1 - p_m) never gets below log m. Such a negative is often a positive whose label is missing, so it is pushed less
 than one at 0.9. With 3 positives and 77 negatives at p = 0.5, the negatives now make 49 % of the
 gradient (detach=False: 79 %).
 
@@ -98,7 +99,7 @@ def focusing_weight(base, gamma, detach):
     if detach:
         base = base.detach()  # as released; in the paper's Eq. 8, the weight has a gradient
     else:
-        base = base.clamp(min=1e-30)  # Eq. 8; at 0 and with gamma < 1, it would be infinite
+        base = base.clamp(min=1e-30)  # Eq. 8; the slope of 0^gamma is infinite if gamma < 1
     return base ** gamma
 
 
@@ -243,8 +244,8 @@ DB_SETTINGS = {  # published
 
 def loss_by_name(name, class_freq, num_images, data, reduction="mean"):
     """The loss of --loss asl|focal|bce|db, for any method. `data`: the data set, for the published
-    settings of DB loss. `reduction`: that of the method's own loss, because its weight decay is
-    chosen for this scale."""
+    settings of DB loss. `reduction`: that of the method's own loss. Where weight decay is added to
+    the gradient (Adam, SGD), it is chosen for this scale."""
     if name == "db":
         settings = DB_SETTINGS.get(data, {})
         return partial(distribution_balanced_loss, class_freq=class_freq, num_images=num_images,
@@ -253,7 +254,7 @@ def loss_by_name(name, class_freq, num_images, data, reduction="mean"):
     return partial(losses[name], reduction=reduction)
 
 
-# -------------------------------------------------------------------------------- what surrounds it
+# ------------------------------------------------ what surrounds it, the same in every method file
 
 
 def timm_backbone(name, pretrained, image_size, output_stride):
