@@ -21,12 +21,12 @@ a power of its probability. If its probability is below a margin, it does not co
 
 Eq. 8 is printed without a minus sign: it is the slope of the loss of a negative, -L-. With gamma+ =
 gamma- = m = 0, ASL is cross-entropy. The larger gamma- is, the nearer to 1 must p be for a negative
-to count; with m near 1, none counts. The defaults are the paper's: gamma+ 0 (positives as in cross-entropy;
-above 0, easy positives count less, too), gamma- 4, m 0.05.
+to count; with m near 1, none counts. The defaults are the paper's: gamma+ 0 (positives as in cross-
+entropy; above 0, easy positives count less, too), gamma- 4, m 0.05.
 
-One default is not the paper's. Eq. 8 also differentiates the weight p_m^(gamma-):
-detach=False. The released code takes the weight as a constant, and so does this file: detach=True,
-the first term of Eq. 8 only. It is not known which of the two gave the paper's results.
+One default is not the paper's. Eq. 8 also differentiates the weight p_m^(gamma-): detach=False. The
+released code takes the weight as a constant, and so does this file: detach=True, the first term of
+Eq. 8 only. It is not known which of the two gave the paper's results.
 
 An example: the slope dL/dz at a negative label. (Focal loss has detach=False.)
 
@@ -37,9 +37,9 @@ An example: the slope dL/dz at a negative label. (Focal loss has detach=False.)
     ASL, detach=False    0.000   0.005   0.073   0.733   0.221
 
 Easy negatives vanish. At p = 1, the slope is 1 for focal loss, but 0 for ASL, because the margin
-bounds the loss: log(1 - p_m) never gets below log m. Such a negative is often a positive whose label is missing, so it is pushed less
-than one at 0.9. With 3 positives and 77 negatives at p = 0.5, the negatives now make 49 % of the
-gradient (detach=False: 79 %).
+bounds the loss: log(1 - p_m) never gets below log m. Such a negative is often a positive whose
+label is missing, so it is pushed less than one at 0.9. With 3 positives and 77 negatives at p =
+0.5, the negatives now make 49 % of the gradient (detach=False: 79 %).
 
 Run: python asl.py                              synthetic scenes on a CPU: 99.1 mAP
                                                 (mAP: mean average precision, see lib/metrics.py)

@@ -83,8 +83,8 @@ class CSRAHead(nn.Module):
             raise ValueError(f"heads={heads}: the paper has temperatures for {list(TEMPERATURES)}")
         self.temperatures = TEMPERATURES[heads]
         self.lam = lam
-        # As torch initializes a 1 x 1 convolution. The weight's length cancels in m, but the gradient
-        # goes with 1 / length.
+        # As torch initializes a 1 x 1 convolution. The weight's length cancels in m, but the
+        # gradient goes with 1 / length.
         bound = dim ** -0.5
         self.weight = nn.Parameter(torch.empty(heads, num_classes, dim).uniform_(-bound, bound))
 
@@ -172,8 +172,9 @@ def loss(logits, targets):
 
 # ----------------------------------- Fig. 1: at test time only, for a model that averages its cells
 # A few lines raise the mAP of the usual classifier without training it: of asl.py's on photographs
-# of COCO at 320 px, from 63.4 to 66.9 with lambda 1 (see README). This is CSRA with one head and T = infinity, but its classifier was
-# trained on the average alone. `python eval.py --residual LAMBDA` uses it, no training does.
+# of COCO at 320 px, from 63.4 to 66.9 with lambda 1 (see README). This is CSRA with one head and T
+# = infinity, but its classifier was trained on the average alone. `python eval.py --residual
+# LAMBDA` uses it, no training does.
 
 
 def residual(y_raw, lam):
