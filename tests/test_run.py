@@ -362,7 +362,7 @@ def test_files_that_predict_leaves_out_are_counted(tmp_path, capsys):
         (tmp_path / name).write_bytes(b"x")
     (tmp_path / "d.jpg").symlink_to(tmp_path / "nowhere.jpg")
     assert predict.images_in([str(tmp_path)]) == [f"{tmp_path}/a.png"]
-    assert "left out: 3 files" in capsys.readouterr().err
+    assert "left out: 3 images" in capsys.readouterr().err
 
 
 def test_heat_maps_of_a_strip_and_of_other_scripts():

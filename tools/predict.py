@@ -9,6 +9,7 @@ from pathlib import Path
 
 import numpy as np
 import torch
+from PIL import Image
 from torchvision.transforms.v2.functional import to_pil_image
 
 from data import Normalize, transform
@@ -21,6 +22,9 @@ from tools.heatmaps import contact_sheet
 
 SUFFIXES = (".jpg", ".jpeg", ".jfif", ".jpe", ".jp2", ".png", ".webp", ".bmp", ".gif", ".tif",
             ".tiff", ".ppm", ".avif")
+OTHER_SUFFIXES = {  # images, too, but not read
+    *Image.registered_extensions(), ".heic", ".heif", ".jxl", ".svg", ".raw", ".dng", ".cr2",
+    ".cr3", ".nef", ".arw", ".raf", ".orf", ".rw2"} - set(SUFFIXES)
 
 
 def open_checkpoint(path, weights=None, image_size=None):
@@ -50,7 +54,7 @@ def opened(path, weights, image_size):
 
 def images_in(paths):
     """The files among `paths`, and the images in the folders among them, including subfolders.
-    Prints how many other files are left out."""
+    Prints how many images and linked folders are left out."""
     files = []
     others = []
     for path in paths:
@@ -60,13 +64,13 @@ def images_in(paths):
             for file in sorted(Path(path).rglob("*")):
                 if file.suffix.lower() in SUFFIXES and file.is_file():  # no named pipe
                     files.append(str(file))
-                elif not file.is_dir() or file.is_symlink():
+                elif file.suffix.lower() in OTHER_SUFFIXES or file.is_symlink():
                     others.append(str(file))
         else:
             raise InputError(f"{path} is neither a file nor a folder")
     if others:
-        print(f"left out: {len(others)} files that are links to folders, missing, or of another "
-              f"format than {' '.join(SUFFIXES)}; the first is {others[0]}", file=sys.stderr)
+        print(f"left out: {len(others)} images of another format than {' '.join(SUFFIXES)}, or "
+              f"links to folders or to nothing; the first is {others[0]}", file=sys.stderr)
     if not files:
         raise InputError(f"no images in {paths}")
     return files
