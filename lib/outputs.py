@@ -12,7 +12,7 @@ from lib.checkpoint import read_checkpoint, refuse_changed_data
 from lib.distributed import print_once
 from lib.errors import InputError, explain_errors
 from lib.metrics import metrics
-from lib.settings import changed_settings
+from lib.settings import changed_settings, recipe_name
 from readers import HAVE_DIFFICULT
 
 LOGGED = ("mAP", "head", "medium", "tail", "CF1", "OF1")  # after each epoch
@@ -169,7 +169,8 @@ def best_of(history):
 def announce(method, settings, splits, model, run):
     """Prints in a few lines what is trained on what. The log has all settings."""
     print_once(f"{settings.model} on {settings.data}, writes to {settings.out}")
-    print_once(f"recipe: {settings.note or recipe_in_words(settings)}")
+    name = recipe_name(method, settings.data) or "no data set, only defaults"
+    print_once(f"recipe: {settings.note or f'that of {settings.model} for {name}'}")
     changed = changed_settings(method, settings)
     if changed:
         print_once(f"changed by flags: {changed}")
@@ -188,11 +189,6 @@ def announce(method, settings, splits, model, run):
                    "trains on from its weights")
     elif epochs_done > 0:
         print_once(f"continues after epoch {epochs_done} of {settings.epochs}")
-
-
-def recipe_in_words(settings):
-    return (f"{settings.epochs} epochs, {settings.batch_size} images per step, "
-            f"{settings.optimizer}, learning rate {settings.lr:g}, {settings.schedule}")
 
 
 def machine_in_words(machine):

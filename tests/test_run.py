@@ -40,7 +40,7 @@ def test_a_run_says_in_six_lines_what_is_trained_on_what(tmp_path, capsys):
     before, after = capsys.readouterr().out.split("epoch 1/1", 1)
     lines = before.splitlines()
     assert len(lines) <= 6 and max(map(len, lines)) < 100
-    assert lines[0].startswith("csra on scenes") and lines[1].startswith("recipe: ")
+    assert lines[0].startswith("csra on scenes") and lines[1] == "recipe: that of csra for scenes"
     assert lines[2] == ("changed by flags: limit=64 image_size=32 lam=0.5 epochs=1 batch_size=16 "
                         "amp=off")
     assert lines[3] == "images: 64 train, 1,000 test; 20 classes"
