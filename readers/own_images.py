@@ -148,7 +148,7 @@ def read_table(file, root):
             if columns == ["labels"]:
                 names.append(label_names(row[0]))
             else:
-                codes.extend(codes_of(row))
+                codes.extend(codes_of(row, columns))
         except ValueError as error:
             raise ValueError(f"row {number}: {error}") from None
         seen.add(identity)
@@ -171,15 +171,16 @@ def identity_of(root, image):
     return identity
 
 
-def codes_of(values):
-    """Texts -> 1, 0 or -1. Raises ValueError."""
+def codes_of(values, columns):
+    """Texts -> 1, 0 or -1. Raises ValueError, which names the column."""
     try:
         return [CODES[value] for value in values]
     except KeyError:  # spaces around a value, or a wrong one
         values = [value.strip() for value in values]
-        for value in values:
+        for column, value in zip(columns, values):
             if value not in CODES:
-                raise ValueError(f"{value!r} is not 1, 0, -1 or empty") from None
+                raise ValueError(f"column {column}: {value!r} is not 1, 0, -1 or empty; there must "
+                                 "be no columns but image and labels") from None
         return [CODES[value] for value in values]
 
 

@@ -351,7 +351,7 @@ def test_a_third_split_chooses_the_epoch_and_the_thresholds(tmp_path, capsys, mo
                      "--per-class"])
     assert "best F1 on val" in capsys.readouterr().out
     evaluation.main(["--checkpoint", str(tmp_path / "run/best.pt"), "--workers", "0", "--split", "val",
-                     "--threshold", str(tmp_path / "run/best.thresholds.json")])
+                     "--threshold", str(tmp_path / "run/best.class_thresholds.json")])
     assert "csv val: 16 images" in capsys.readouterr().out
 
 

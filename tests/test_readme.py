@@ -46,7 +46,7 @@ def test_a_file_alone_does_what_its_example_says(code, tmp_path):
 def test_commands_and_linked_files_exist():
     """Flags of the commands in README are flags of the programs; linked files are there."""
     texts = {"eval.py": run("eval.py", "--help")}
-    for tool in ("check", "predict", "thresholds", "convert", "voc_server", "plot"):
+    for tool in ("check", "split", "predict", "thresholds", "convert", "voc_server", "plot"):
         texts[f"-m tools.{tool}"] = run("-m", f"tools.{tool}", "--help")
     for model in ("csra", "q2l", "cprfl", "asl"):
         texts[f"{model}.py"] = texts[f"train.py --model {model}"] = run(f"{model}.py", "--help")

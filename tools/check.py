@@ -32,6 +32,7 @@ def main(argv=None):
     if args.data == "csv" and not Path(args.root, "train.csv").is_file():
         splits.remove("train")  # a test.csv alone can be evaluated
     problems = []
+    warnings = 0
     seen = {}  # content of an image -> where it was seen first
     classes = None  # of the first split
     for split in splits:
@@ -41,16 +42,19 @@ def main(argv=None):
         print_labels(f"{args.data} {split}", dataset)
         for warning in label_warnings(dataset, split):
             print(warning)
+            warnings += 1
         if args.verify:
             problems += verify(dataset, split, seen)
         else:
             problems += [f"{dataset.paths[i]} is missing" for i in missing(dataset.paths)]
     for problem in problems:
         print(problem)
-    if args.verify:
-        print(f"problems: {len(problems)}")
+    if not args.verify:
+        print(f"missing images: {len(problems)}, warnings: {warnings}; --verify decodes all images")
+    elif problems or warnings:
+        print(f"problems: {len(problems)}, warnings: {warnings}")
     else:
-        print(f"missing images: {len(problems)}; --verify decodes all images")
+        print("no problems")
     return len(problems) > 0
 
 

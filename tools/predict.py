@@ -1,11 +1,14 @@
-"""Labels and heat maps of images.
+"""Labels, scores and heat maps of images.
 
-Run: python -m tools.predict --checkpoint OUT/last.pt IMAGE_OR_FOLDER... [--heatmaps DIR]
+Run: python -m tools.predict --checkpoint OUT/last.pt IMAGE_OR_FOLDER... [--csv FILE --heatmaps DIR]
 In Python: model, classes, transform = open_checkpoint("OUT/last.pt")
 """
+import csv
 import json
+import os
 import sys
 from pathlib import Path
+from typing import NamedTuple
 
 import numpy as np
 import torch
@@ -13,7 +16,14 @@ from PIL import Image
 from torchvision.transforms.v2.functional import to_pil_image
 
 from data import Normalize, transform
-from eval import Evaluation, at_size, checkpoint_parser, threshold_logits
+from eval import (
+    WRITE_REMEDY,
+    Evaluation,
+    at_size,
+    check_output,
+    checkpoint_parser,
+    threshold_logits,
+)
 from lib import distributed
 from lib.errors import InputError, explain_errors
 from lib.settings import integer
@@ -76,28 +86,90 @@ def images_in(paths):
     return files
 
 
-@torch.inference_mode()
-def main(argv=None):
-    """Returns whether an image could not be read."""
-    parser = checkpoint_parser("Labels and heat maps of images.")
+class Photo(NamedTuple):
+    number: int  # among the files, from 0
+    file: str
+    image: Image.Image
+    inputs: torch.Tensor  # (3, size, size)
+
+
+def read_batch(files, numbers, prepare):
+    """The images with these numbers, without those that cannot be read, which are reported."""
+    batch = []
+    for number in numbers:
+        file = files[number]
+        try:
+            image = to_pil_image(read_image(file, upright=True))
+        except InputError as error:
+            reason = str(error).removesuffix(f": {REMEDY}")  # it speaks of data sets
+            print(f"left out: {reason}", file=sys.stderr)
+            continue
+        batch.append(Photo(number, file, image, prepare(image)))
+    return batch
+
+
+def write_rows(file, mode, rows):
+    """Writes, or with mode "a" appends, rows of a csv file."""
+    with (explain_errors(file, WRITE_REMEDY),
+          open(file, mode, encoding="utf-8", errors="surrogateescape", newline="") as lines):
+        csv.writer(lines).writerows(rows)  # surrogateescape: any file name can be written
+
+
+def print_labels(file, found, args):
+    """found: the labels that are printed, and their scores."""
+    if args.json:
+        rounded = {name: round(score, 4) for name, score in found.items()}
+        print(json.dumps({"path": file, "labels": rounded}))
+    elif found:
+        texts = [f"{name} {score:.2f}" for name, score in found.items()]
+        print(f"{file}: {', '.join(texts)}")
+    else:
+        print(f"{file}: no label above the threshold")
+
+
+def draw(folder, photo, maps, found, each_head):
+    """Writes a picture of the maps (..., K, h, w) of the labels found."""
+    captions = [f"{score:.2f} {name}" for name, score in found.items()]  # a long name is cut
+    sheet = contact_sheet(photo.image, maps, captions, each_head)
+    name = Path(photo.file).stem[:50]  # a file name has at most 255 bytes
+    with explain_errors(folder, "make room there"):
+        sheet.save(Path(folder, f"{photo.number:05}-{name}.png"))
+
+
+def command_line(argv):
+    """The flags, and the files to read. Tries the places to write to. Raises InputError."""
+    parser = checkpoint_parser("Labels, scores and heat maps of images.")
     flag = parser.add_argument
     flag("images", nargs="+", metavar="IMAGE_OR_FOLDER",
          help="files, and folders of images")
-    flag("--threshold", default="0.5", help="a number, or a file from python -m tools.thresholds")
+    choice = parser.add_mutually_exclusive_group()
+    choice.add_argument("--threshold", default="0.5",
+                        help="a number, or a file from python -m tools.thresholds")
+    choice.add_argument("--top", type=integer(1), metavar="K",
+                        help="the K highest labels, instead of those above the threshold")
     flag("--image-size", type=integer(1), help="default: the size used in training")
+    flag("--batch-size", type=integer(1), help="default: 16 on a GPU, 1 on a CPU")
     flag("--json", action="store_true", help="print a JSON object per line")
+    flag("--csv", metavar="FILE", help="write the scores of all classes, a row per image")
     flag("--heatmaps", metavar="DIR", help="draw each image and the maps of its labels")
     flag("--each-head", action="store_true", help="--heatmaps: a map for each layer and head")
     args = parser.parse_args(argv)
     if args.each_head and not args.heatmaps:
         parser.error("--each-head goes with --heatmaps")
     files = images_in(args.images)
+    check_output(args.csv, [args.checkpoint, args.threshold, *files])
     if args.heatmaps:
         with explain_errors(args.heatmaps, "choose another place to write to"):
             Path(args.heatmaps).mkdir(parents=True, exist_ok=True)
             if list(Path(args.heatmaps).glob("*.png")):
                 raise FileExistsError("it holds images already")
+    return args, files
 
+
+@torch.inference_mode()
+def main(argv=None):
+    """Returns whether an image could not be read."""
+    args, files = command_line(argv)
     model, classes, prepare, settings = opened(args.checkpoint, args.weights, args.image_size)
     thresholds = threshold_logits(args.threshold, classes)
     if args.heatmaps and not hasattr(model, "attention"):
@@ -106,45 +178,49 @@ def main(argv=None):
     device = distributed.start()  # already started: this returns the device
     amp_dtype = distributed.autocast_dtype(device, settings.amp)
     model.to(device, memory_format=torch.channels_last)
+    batch_size = args.batch_size
+    if batch_size is None:
+        batch_size = 1 if device.type == "cpu" else 16
+    if args.csv:
+        part = f"{args.csv}.part"  # becomes FILE at the end, so FILE is never half
+        write_rows(part, "w", [["image", *classes]])
 
-    failed = False
-    for number, file in enumerate(files):
-        try:
-            image = to_pil_image(read_image(file, upright=True))
-        except InputError as error:
-            reason = str(error).removesuffix(f": {REMEDY}")  # it speaks of data sets
-            print(f"left out: {reason}", file=sys.stderr)
-            failed = True
+    done = 0
+    for begin in range(0, len(files), batch_size):
+        end = min(begin + batch_size, len(files))
+        batch = read_batch(files, range(begin, end), prepare)
+        if not batch:
             continue
-        inputs = prepare(image).unsqueeze(0).to(device)
+        inputs = torch.stack([photo.inputs for photo in batch]).to(device)  # (B, 3, size, size)
         with torch.autocast(device.type, amp_dtype, enabled=amp_dtype is not None):  # as eval.py
             if args.heatmaps:
-                logits, maps = model.attention(inputs)
+                logits, maps = model.attention(inputs)  # maps (B, ..., K, h, w)
             else:
                 logits = model(inputs)
-        logits = logits.squeeze(0).cpu().double()  # Apple's GPUs have no float64
-        scores = logits.sigmoid().numpy()
+        logits = logits.cpu().double()  # (B, K); Apple's GPUs have no float64
+        scores = logits.sigmoid().tolist()
         logits = logits.numpy()
-        order = np.argsort(-logits)
-        labels = order[logits[order] > thresholds[order]]
-        texts = [f"{classes[k]} {scores[k]:.2f}" for k in labels]
-        if args.json:
-            found = {classes[k]: round(float(scores[k]), 4) for k in labels}
-            print(json.dumps({"path": file, "labels": found}))
-        elif texts:
-            print(f"{file}: {', '.join(texts)}")
-        else:
-            print(f"{file}: no label above the threshold")
-        if args.heatmaps:
-            label_maps = maps.squeeze(0)[..., labels, :, :].cpu().float()
-            captions = [f"{scores[k]:.2f} {classes[k]}" for k in labels]  # a long name is cut
-            sheet = contact_sheet(image, label_maps, captions, args.each_head)
-            name = Path(file).stem[:50]  # a file name has at most 255 bytes
-            with explain_errors(args.heatmaps, "make room there"):
-                sheet.save(Path(args.heatmaps, f"{number:05}-{name}.png"))
-    return failed
+        for i, photo in enumerate(batch):
+            labels = np.argsort(-logits[i])
+            if args.top:
+                labels = labels[:args.top]
+            else:
+                labels = labels[logits[i, labels] > thresholds[labels]]
+            found = {classes[k]: scores[i][k] for k in labels}
+            print_labels(photo.file, found, args)
+            if args.heatmaps:
+                label_maps = maps[i][..., labels, :, :].cpu().float()
+                draw(args.heatmaps, photo, label_maps, found, args.each_head)
+        if args.csv:
+            rows = [[photo.file, *row] for photo, row in zip(batch, scores)]
+            write_rows(part, "a", rows)
+        done += len(batch)
+    if args.csv:
+        with explain_errors(args.csv, WRITE_REMEDY):
+            os.replace(part, args.csv)
+    return done < len(files)
 
 
 if __name__ == "__main__":
-    with distributed.program("a smaller --image-size needs less"):
+    with distributed.program("a smaller --batch-size or --image-size needs less"):
         sys.exit(main())

@@ -1,7 +1,12 @@
 """The threshold of best F1 on train or val: one for all classes, or one for each.
 
 Run: python -m tools.thresholds --checkpoint OUT/best.pt --split val [--per-class]
-It writes OUT/best.thresholds.json, which --threshold of eval.py and tools.predict reads.
+It writes OUT/best.thresholds.json, with --per-class OUT/best.class_thresholds.json. --threshold of
+eval.py and tools.predict reads both: {"split", "threshold", "logit"}. The threshold is a
+probability, a number or {class: number}; the logit is the same as logits.
+
+The best threshold for a few positives is an accident, so --per-class leaves classes with fewer than
+10 positives the one for all classes.
 """
 import json
 import math
@@ -20,7 +25,9 @@ from eval import (
 )
 from lib import distributed
 from lib.errors import explain_errors
-from lib.metrics import count_by_score
+from lib.metrics import count_by_score, metrics
+
+MIN_POSITIVES = 10  # of a class, for a threshold of its own
 
 
 def best_threshold(scores, targets):
@@ -52,15 +59,25 @@ def as_logit(threshold, scores, logits, targets):
     return math.log(threshold) - math.log1p(-threshold)
 
 
+def choose(scores, logits, targets):
+    """The threshold of best F1, as a probability and as a logit. scores, logits, targets (N,)."""
+    threshold = best_threshold(scores, targets)
+    return threshold, as_logit(threshold, scores, logits, targets)
+
+
 def main(argv=None):
     parser = checkpoint_parser("The threshold of best F1 on train or val.")
     add_data_flags(parser)
     flag = parser.add_argument
     flag("--split", required=True, choices=["train", "val"], help="the split to choose on")
     flag("--per-class", action="store_true", help="one threshold for each class")
-    flag("--out", help="default: CHECKPOINT.thresholds.json next to the checkpoint")
+    flag("--out", help="default: CHECKPOINT.thresholds.json next to the checkpoint; with "
+                       "--per-class, CHECKPOINT.class_thresholds.json")
     args = parser.parse_args(argv)
-    out = args.out or Path(args.checkpoint).with_suffix(".thresholds.json")
+    suffix = ".thresholds.json"
+    if args.per_class:
+        suffix = ".class_thresholds.json"
+    out = args.out or Path(args.checkpoint).with_suffix(suffix)
     check_output(out, [args.checkpoint])
 
     evaluation = Evaluation(args.checkpoint, args.weights, args.workers,
@@ -70,27 +87,44 @@ def main(argv=None):
     if not distributed.is_main():
         return
 
+    classes = dataset.classes
+    targets = dataset.targets
     scores = probabilities(logits)
-    if args.per_class:
-        empty = np.array(dataset.classes)[~(dataset.targets == 1).any(axis=0)]
-        if len(empty) > 0:
-            print(f"warning: no positive image on {args.split}, so the threshold is 0.5: "
-                  f"{', '.join(empty)}")
-        threshold = {}
-        logit = {}
-        for name, p, z, y in zip(dataset.classes, scores.T, logits.T, dataset.targets.T):
-            threshold[name] = best_threshold(p, y)
-            logit[name] = as_logit(threshold[name], p, z, y)
-    else:
-        p = scores.ravel()
-        z = logits.ravel()
-        y = dataset.targets.ravel()
-        threshold = best_threshold(p, y)
-        logit = as_logit(threshold, p, z, y)
+    threshold, logit = choose(scores.ravel(), logits.ravel(), targets.ravel())
+    thresholds = np.full(len(classes), threshold)  # (K,)
+    logit_thresholds = np.full(len(classes), logit)
     content = {"split": args.split, "threshold": threshold, "logit": logit}
+    if args.per_class:
+        few = (targets == 1).sum(axis=0) < MIN_POSITIVES
+        for k in np.flatnonzero(~few):
+            thresholds[k], logit_thresholds[k] = choose(scores[:, k], logits[:, k], targets[:, k])
+        content["threshold"] = dict(zip(classes, thresholds.tolist()))
+        content["logit"] = dict(zip(classes, logit_thresholds.tolist()))
     with explain_errors(out, WRITE_REMEDY):
         Path(out).write_text(json.dumps(content))
-    print(f"threshold of best F1 on {args.split}, written to {out}: {threshold}")
+
+    print_table(classes, thresholds, metrics(logits, targets, 0),
+                metrics(logits, targets, logit_thresholds))
+    if args.per_class and few.any():
+        names = ", ".join(np.array(classes)[few])
+        print(f"warning: fewer than {MIN_POSITIVES} positives on {args.split}, so the threshold is "
+              f"that of all classes, {threshold:.4g}: {names}")
+    what = f"the threshold {threshold:.4g}"
+    if args.per_class:
+        what = "a threshold for each class"
+    print(f"best F1 on {args.split}: {what}, written to {out}; other images gain less")
+
+
+def print_table(classes, thresholds, before, after):
+    """A line per class, then the means. before, after: metrics at 0.5 and at the thresholds. A class
+    name is the last in its line, so that a long one moves no figure."""
+    print("positives  threshold  F1 at 0.5  F1 at threshold")
+    for k, name in enumerate(classes):
+        f1 = [math.nan if value is None else value for value in (before["F1"][k], after["F1"][k])]
+        print(f"{before['positives'][k]:9}{thresholds[k]:11.4g}{f1[0]:11.2f}{f1[1]:17.2f}  {name}")
+    print("\n     CF1     OF1")
+    for result, where in ((before, "at 0.5"), (after, "at the threshold")):
+        print(f"{result['CF1']:8.2f}{result['OF1']:8.2f}  {where}")
 
 
 if __name__ == "__main__":
