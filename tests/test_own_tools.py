@@ -17,6 +17,7 @@ from lib.errors import InputError
 from lib.metrics import metrics
 from tools import check, predict, split, thresholds
 from tools.predict import open_checkpoint
+from tools.thresholds import best_threshold
 
 SPLITS = ("train", "val", "test")
 
@@ -117,6 +118,15 @@ def test_random_label_sets_keep_their_shares():
     assert np.mean(errors) < np.mean(errors_at_random) / 3
 
 
+def test_train_has_all_classes():
+    """train.csv must name them all. Few images with many rare labels are the hard case."""
+    rng = np.random.default_rng(0)
+    for seed in range(300):
+        labels = rng.random((12, 12)) < 0.2
+        split_of = split.deal([[index] for index in range(12)], labels, [0.4, 0.3, 0.3], seed)
+        assert (labels[split_of == 0].any(axis=0) == labels.any(axis=0)).all()
+
+
 def test_boxes_and_copies_of_a_file_stay_together(tmp_path):
     rows = []
     for n in range(30):
@@ -155,6 +165,7 @@ def test_a_field_may_have_several_lines_and_the_last_row_no_end(tmp_path):
     ("", "all.csv: row 1"),
     ("image,a\n0.jpg,1\nlost.jpg,1\n", "all.csv: row 3: .*lost.jpg is missing: correct the row or --root"),
     ("image,labels\n0.jpg,a|b\n", "all.csv: row 2: .*semicolons"),
+    ("image,labels\n0.jpg,a\n1.jpg,b\n2.jpg,a b\n", "all.csv: row 4: 'a b' is a list"),
     ("image,a\n0.jpg,1\n1.jpg,1\n", "all.csv: no image is left for test.csv"),
     ("image,a\n0.jpg,1\n0.jpg,1\n", "all.csv: row 3: 0.jpg has two rows"),
     ("image,a\n0.jpg,1\n\"1.jpg::1,2,3\",1\n", "all.csv: row 3: .*not four numbers")])
@@ -195,11 +206,11 @@ def test_wrong_shares_and_folders_are_named(tmp_path, capsys):
 
 @pytest.fixture(scope="module")
 def trained(tmp_path_factory):
-    """A run on 16 photos with val.csv; the labels of `b` are rare in it."""
+    """A run on 16 images with val.csv, in which 5 have label a and 4 have label b."""
     root = tmp_path_factory.mktemp("trained")
     flags = own(root)
     rows = (root / "test.csv").read_text().splitlines()
-    (root / "val.csv").write_text("\n".join(rows))
+    (root / "val.csv").write_text("\n".join(rows[:11]))
     train.main([*flags, "--epochs", "1", "--amp", "off", "--out", str(root / "run")])
     return root
 
@@ -208,11 +219,15 @@ def test_thresholds_are_written_and_shown_before_and_after(trained, tmp_path, ca
     """The F1s are those of metrics; the means are what eval.py then prints; a class with few
     positives has the threshold of all classes."""
     checkpoint = ["--checkpoint", str(trained / "run/best.pt"), "--workers", "0"]
+    logits = np.random.default_rng(0).normal(0, 1, (10, 2))
+    monkeypatch.setattr(evaluation.Evaluation, "logits", lambda self, dataset, *more: logits)
     evaluation.main([*checkpoint, "--split", "val", "--scores", str(tmp_path / "s.npz")])
     saved = np.load(tmp_path / "s.npz")
     counts = (saved["targets"] == 1).sum(axis=0)
-    monkeypatch.setattr(thresholds, "MIN_POSITIVES", counts.max())
+    assert counts.tolist() == [5, 4]
+    monkeypatch.setattr(thresholds, "MIN_POSITIVES", 5)
     capsys.readouterr()
+    of_all = best_threshold(saved["scores"].ravel(), saved["targets"].ravel())
     for flags, name in (([], "best.thresholds.json"), (["--per-class"], "best.class_thresholds.json")):
         thresholds.main([*checkpoint, "--split", "val", *flags])
         text = capsys.readouterr().out
@@ -233,7 +248,12 @@ def test_thresholds_are_written_and_shown_before_and_after(trained, tmp_path, ca
         for threshold, logit in zip(*[np.atleast_1d([*value.values()] if flags else value)
                                       for value in (content["threshold"], content["logit"])]):
             assert np.log(threshold / (1 - threshold)) == pytest.approx(logit)
-        assert ("warning: fewer than" in text) == (bool(flags) and counts.min() < counts.max())
+        if flags:
+            scores, targets = saved["scores"][:, 0], saved["targets"][:, 0]
+            assert content["threshold"] == {"a": best_threshold(scores, targets), "b": of_all}
+            assert "warning: fewer than 5 positives on val" in text and f"{of_all:.4g}: b\n" in text
+        else:
+            assert content["threshold"] == of_all and "warning" not in text
 
 
 # ----------------------------------------------------------------------------------------- predict

@@ -109,22 +109,26 @@ def deal(groups, labels, shares, seed):
     groups: lists of the indices of images that stay together; labels: bool (N, K).
     """
     labels = np.column_stack([labels, np.ones(len(labels), bool)])  # a class that all images have
+    labels = labels[:, labels.sum(axis=0).argsort(kind="stable")]  # the rarest class first
     counts = np.array([labels[group].sum(axis=0) for group in groups])  # (groups, K + 1)
-    wanted = np.outer(shares, labels.sum(axis=0))  # (splits, K + 1): numbers of images
+    total = counts.sum(axis=0)
+    wanted = np.outer(shares, total)  # (splits, K + 1): numbers of images
     dealt = np.zeros(wanted.shape)
     split_of = np.full(len(labels), -1)
     order = np.random.default_rng(seed).permutation(len(groups))
-    for k in labels.sum(axis=0).argsort(kind="stable"):  # the rarest class first
+    for k in range(len(total)):
         for number in order[counts[order, k] > 0]:
             group = groups[number]
             if split_of[group[0]] >= 0:  # dealt out with a rarer class
                 continue
-            # The first split that has no image of a class of the group: train needs all classes.
-            # If there is none, the split that lacks most of class k; in a tie, most images.
-            without = ((counts[number] > 0) & (dealt == 0)).any(axis=1)  # (splits,)
-            if without.any():
-                split = without.argmax()
-            else:
+            new = (counts[number] > 0) & (dealt == 0)  # its classes that a split has no image of
+            last = counts[number] == total - dealt.sum(axis=0)  # no other group has the class
+            if (new[0] & last).any():
+                split = 0  # train needs all classes
+            elif new.any():
+                rarest = new.any(axis=0).argmax()
+                split = new[:, rarest].argmax()  # the first split without it
+            else:  # the split that lacks most of class k; in a tie, most images
                 lacking = wanted - dealt
                 split = max(range(len(shares)), key=lambda s: (lacking[s, k], lacking[s, -1]))
             split_of[group] = split

@@ -116,7 +116,7 @@ def main(argv=None):
 
 
 def print_table(classes, thresholds, before, after):
-    """A line per class, then the means. before, after: metrics at 0.5 and at the thresholds. A class
+    """A line per class, then the means. before, after: metrics at 0.5, at the thresholds. A class
     name is the last in its line, so that a long one moves no figure."""
     print("positives  threshold  F1 at 0.5  F1 at threshold")
     for k, name in enumerate(classes):
