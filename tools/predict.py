@@ -201,11 +201,11 @@ def main(argv=None):
         scores = logits.sigmoid().tolist()
         logits = logits.numpy()
         for i, photo in enumerate(batch):
-            labels = np.argsort(-logits[i])
+            order = np.argsort(-logits[i])
             if args.top:
-                labels = labels[:args.top]
+                labels = order[:args.top]
             else:
-                labels = labels[logits[i, labels] > thresholds[labels]]
+                labels = order[logits[i, order] > thresholds[order]]
             found = {classes[k]: scores[i][k] for k in labels}
             print_labels(photo.file, found, args)
             if args.heatmaps:
