@@ -86,7 +86,8 @@ def main(argv=None):
     flag("--threshold", default="0.5", help="a number, or a file from python -m tools.thresholds")
     flag("--image-size", type=integer(1), help="default: the size used in training")
     flag("--json", action="store_true", help="print a JSON object per line")
-    flag("--heatmaps", metavar="DIR", help="draw each image and the maps of its labels")
+    flag("--heatmaps", metavar="DIR", help="draw each image, maps of its labels and of the top three")
+    flag("--tile", type=integer(32), default=480, help="--heatmaps: width of a tile, in pixels")
     flag("--each-head", action="store_true", help="--heatmaps: a map for each layer and head")
     args = parser.parse_args(argv)
     if args.each_head and not args.heatmaps:
@@ -136,9 +137,14 @@ def main(argv=None):
         else:
             print(f"{file}: no label above the threshold")
         if args.heatmaps:
-            label_maps = maps.squeeze(0)[..., labels, :, :].cpu().float()
-            captions = [f"{scores[k]:.2f} {classes[k]}" for k in labels]  # a long name is cut
-            sheet = contact_sheet(image, label_maps, captions, args.each_head)
+            drawn = [k for k in order if k in labels or k in order[:3]]
+            captions = []
+            for k in drawn:
+                remark = "" if k in labels else "below the threshold: "
+                captions.append(f"{scores[k]:.2f} {remark}{classes[k]}")  # a long name is cut
+            drawn_maps = maps.squeeze(0)[..., drawn, :, :].cpu().float()
+            sheet = contact_sheet(image, drawn_maps, scores[drawn], captions, Path(file).name,
+                                  args.tile, args.each_head)
             name = Path(file).stem[:50]  # a file name has at most 255 bytes
             with explain_errors(args.heatmaps, "make room there"):
                 sheet.save(Path(args.heatmaps, f"{number:05}-{name}.png"))
