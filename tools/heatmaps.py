@@ -77,7 +77,7 @@ def overlay(image, heat, score):
     smooth = F.interpolate(heat[None, None], size, mode="bicubic").squeeze((0, 1))
     smooth = smooth.clamp(heat.min(), heat.max())  # bicubic overshoots
     mean = heat.mean()
-    spread = (heat.max() - mean).clamp(min=1e-6)  # a constant map has no heat
+    spread = (heat.max() - mean).clamp(min=1e-6)  # a constant map has no heat, nor have traces
     heat = float(score) * (smooth - mean).clamp(min=0) / spread  # (height, width)
 
     # A little grayer and darker, so that a red bus isn't taken for heat, nor snow hides the yellow.
