@@ -404,7 +404,7 @@ def test_contact_sheets_of_heat_maps(checkpoint, tmp_path, monkeypatch, capsys):
     long_name = tmp_path / f"{'x' * 250}.png"
     long_name.write_bytes((tmp_path / "a.png").read_bytes())
     predict.main(["--checkpoint", str(file), str(tmp_path / "a.png"), str(long_name), str(twin),
-                  "--heatmaps", str(tmp_path / "none"), "--threshold", "1", *small])  # the top three
+                  "--heatmaps", str(tmp_path / "none"), "--threshold", "1", *small])  # top three
     sheets = sorted((tmp_path / "none").iterdir())
     assert [sheet.name[:7] for sheet in sheets] == ["00000-a", "00001-x", "00002-a"]
     assert Image.open(sheets[0]).size == (4 * 64, 80)

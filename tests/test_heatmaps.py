@@ -85,7 +85,8 @@ def test_a_row_for_each_label_and_a_named_column_for_each_head(monkeypatch):
     sheet = heatmaps.contact_sheet(GRAY, maps, [0.9, 0.4], ["0.90 a", "0.40 b"], "x.jpg", 120, True)
     assert sheet.size == (7 * 128, 2 * (80 + 24))
     heads = [f"layer {i}, head {j}" for i in (1, 2) for j in (1, 2, 3)]
-    assert [caption for caption, _ in drawn] == ["0.90 a in x.jpg", *heads, "0.40 b in x.jpg", *heads]
+    captions = [caption for caption, _ in drawn]
+    assert captions == ["0.90 a in x.jpg", *heads, "0.40 b in x.jpg", *heads]
     expected = heatmaps.overlay(GRAY.resize((120, 80)), maps[1, 0, 1], 0.4)
     np.testing.assert_array_equal(drawn[7 + 4][1], pixels(expected))
 
@@ -106,7 +107,8 @@ def test_the_mean_of_layers_and_heads_is_drawn_after_the_photograph():
                                             ((90, 200), (324, 720)), ((2000, 4), (480, 16)),
                                             ((1, 4000), (16, 720))])
 def test_tiles_keep_the_shape_of_a_photograph_and_fit_a_screen(size, expected):
-    sheet = heatmaps.contact_sheet(Image.new("RGB", size), torch.rand(1, 3, 3), [0.9], ["0.90 猫 é"])
+    image = Image.new("RGB", size)
+    sheet = heatmaps.contact_sheet(image, torch.rand(1, 3, 3), [0.9], ["0.90 猫 é"])
     width, height = expected
     assert sheet.size == (2 * 488, height + 40)
     picture = pixels(sheet)

@@ -86,7 +86,7 @@ def main(argv=None):
     flag("--threshold", default="0.5", help="a number, or a file from python -m tools.thresholds")
     flag("--image-size", type=integer(1), help="default: the size used in training")
     flag("--json", action="store_true", help="print a JSON object per line")
-    flag("--heatmaps", metavar="DIR", help="draw each image, maps of its labels and of the top three")
+    flag("--heatmaps", metavar="DIR", help="draw each image, and maps of its labels and top three")
     flag("--tile", type=integer(32), default=480, help="--heatmaps: width of a tile, in pixels")
     flag("--each-head", action="store_true", help="--heatmaps: a map for each layer and head")
     args = parser.parse_args(argv)
