@@ -247,7 +247,8 @@ def run_picture(args):
         runs = [full(table, command, choice(table, command, choices), seed) for seed in SEEDS]
         run = next(run for run in runs if (folder(args, run) / "best.pt").is_file())
         with tempfile.TemporaryDirectory() as temporary:
-            python(args, "-m", "tools.predict", "--checkpoint", str(folder(args, run) / "best.pt"),
+            python(args, "-m", "tools.predict", "--tile", "200", "--checkpoint",
+                   str(folder(args, run) / "best.pt"),
                    *PHOTOGRAPHS, "--heatmaps", temporary, "--threshold", "0.6")
             sheets = [Image.open(file).convert("RGB") for file in sorted(Path(temporary).iterdir())]
             rows.append((label, sheets))

@@ -22,7 +22,7 @@ from lib.models import build_model
 from lib.settings import read_command_line
 from readers import voc
 from readers.scenes import draw as draw_scene
-from tools import heatmaps, predict, thresholds, voc_server
+from tools import predict, thresholds, voc_server
 from tools.thresholds import best_threshold
 
 
@@ -393,15 +393,15 @@ def test_predict_names_labels_and_skips_bad_images(checkpoint, tmp_path):
 
 
 def test_contact_sheets_of_heat_maps(checkpoint, tmp_path, monkeypatch, capsys):
-    monkeypatch.setattr(heatmaps, "WIDTH", 56)  # small tiles: most of the time is for writing PNG
+    small = ["--tile", "56"]  # most of the time is for writing PNG
     scenes, _ = scenes_input(1)
     save_scenes(tmp_path, scenes, ["a.png"])
-    for model, each_head, size in (("csra", [], (6 * 60, 4 * 78)), ("q2l", ["--each-head"],
-                                   (9 * 60, 20 * 78)), ("cprfl", ["--each-head"], None),
-                                   ("asl", [], (6 * 60, 4 * 78))):
+    for model, each_head, size in (("csra", [], (4 * 64, 6 * 80)), ("q2l", ["--each-head"],
+                                   (9 * 64, 20 * 80)), ("cprfl", ["--each-head"], None),
+                                   ("asl", [], (4 * 64, 6 * 80))):
         file, _ = checkpoint(model)
         predict.main(["--checkpoint", str(file), str(tmp_path / "a.png"), "--heatmaps",
-                      str(tmp_path / model), "--threshold", "0", *each_head])
+                      str(tmp_path / model), "--threshold", "0", *small, *each_head])
         sheet, = (tmp_path / model).iterdir()
         assert sheet.name == "00000-a.png" and size in (None, Image.open(sheet).size)
     (tmp_path / "b").mkdir()
@@ -412,26 +412,44 @@ def test_contact_sheets_of_heat_maps(checkpoint, tmp_path, monkeypatch, capsys):
     long_name = tmp_path / f"{'x' * 250}.png"
     long_name.write_bytes((tmp_path / "a.png").read_bytes())
     predict.main(["--checkpoint", str(file), str(tmp_path / "a.png"), str(long_name), str(twin),
-                  "--heatmaps", str(tmp_path / "none"), "--threshold", "1"])  # no label
+                  "--heatmaps", str(tmp_path / "none"), "--threshold", "1", *small])  # top three
     sheets = sorted((tmp_path / "none").iterdir())
     assert [sheet.name[:7] for sheet in sheets] == ["00000-a", "00001-x", "00002-a"]
-    assert Image.open(sheets[0]).size == (60, 78)
+    assert Image.open(sheets[0]).size == (4 * 64, 80)
     monkeypatch.delattr(asl.Baseline, "attention")  # an own method may lack it
     with pytest.raises(InputError, match="no `attention`"):
         predict.main(["--checkpoint", str(file), str(tmp_path / "a.png"), "--heatmaps",
                       str(tmp_path / "lacking")])
 
 
-def test_a_heat_map_lies_over_its_cell():
-    image = Image.new("RGB", (100, 200))
-    heat = torch.zeros(2, 4, 4)
-    heat[1, 3, 0] = 1  # bottom left
-    sheet = np.asarray(heatmaps.contact_sheet(image, heat, ["a 0.70", "b 0.60"])).astype(int)
-    third = sheet[:448, 2 * 228:2 * 228 + 224]  # the tile of b; a strip of 224 x 448
-    yellow = third[:, :, 0] - third[:, :, 2]
-    assert third[0, 200].sum() <= third.sum(2).min() + 3  # no ring is darker than far away
-    y, x = np.unravel_index(yellow.argmax(), yellow.shape)
-    assert y > 448 * 0.75 and x < 224 * 0.25
+def test_captions_of_the_top_three_and_of_all_labels_above_their_thresholds(checkpoint, tmp_path,
+                                                                            monkeypatch):
+    file, net = checkpoint("asl", "--amp", "off")
+    scenes, images = scenes_input(1)
+    save_scenes(tmp_path, scenes, ["a.png"])
+    scores = net(images).double().sigmoid().squeeze(0).detach().numpy()
+    order = np.argsort(-scores)
+    second, last = scenes.classes[order[1]], scenes.classes[order[-1]]
+    limits = {"threshold": dict.fromkeys(scenes.classes, 1.0) | {second: 0.0, last: 0.0}}
+    (tmp_path / "limits.json").write_text(json.dumps(limits))
+    drawn = []
+
+    def contact_sheet(*arguments):
+        drawn.append(arguments)
+        return Image.new("RGB", (9, 9))
+    monkeypatch.setattr(predict, "contact_sheet", contact_sheet)
+    predict.main(["--checkpoint", str(file), str(tmp_path / "a.png"), "--threshold",
+                  str(tmp_path / "limits.json"), "--heatmaps", str(tmp_path / "maps")])
+    _, maps, probabilities, captions, title, *_ = drawn[0]
+    expected = []
+    for k in order[[0, 1, 2, -1]]:
+        name = scenes.classes[k]
+        remark = "" if name in (second, last) else "below the threshold: "
+        expected.append(f"{scores[k]:.2f} {remark}{name}")
+    assert captions == expected and title == "a.png"
+    np.testing.assert_allclose(probabilities, scores[order[[0, 1, 2, -1]]], atol=1e-3)
+    means = maps.mean((1, 2)).double().sigmoid().numpy()  # of these maps, they are the logits
+    np.testing.assert_allclose(means, probabilities, atol=1e-3)
 
 
 def test_residual_flip_and_sizes(checkpoint, tmp_path):

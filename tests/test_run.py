@@ -23,7 +23,7 @@ from lib import distributed, outputs, progress
 from lib.errors import InputError
 from lib.models import load_matching
 from lib.settings import read_command_line
-from tools import heatmaps, predict, thresholds
+from tools import predict, thresholds
 
 SMALL = [*map(str, QUICK), "--image-size", "32"]
 
@@ -363,10 +363,3 @@ def test_files_that_predict_leaves_out_are_counted(tmp_path, capsys):
     (tmp_path / "d.jpg").symlink_to(tmp_path / "nowhere.jpg")
     assert predict.images_in([str(tmp_path)]) == [f"{tmp_path}/a.png"]
     assert "left out: 3 images" in capsys.readouterr().err
-
-
-def test_heat_maps_of_a_strip_and_of_other_scripts():
-    sheet = heatmaps.contact_sheet(Image.new("RGB", (2000, 4)), torch.rand(2, 3, 3), ["0.90 猫", "é"])
-    assert sheet.width > sheet.height > 16
-
-

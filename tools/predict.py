@@ -127,13 +127,24 @@ def print_labels(file, found, args):
         print(f"{file}: no label above the threshold")
 
 
-def draw(folder, photo, maps, found, each_head):
-    """Writes a picture of the maps (..., K, h, w) of the labels found."""
-    captions = [f"{score:.2f} {name}" for name, score in found.items()]  # a long name is cut
-    sheet = contact_sheet(photo.image, maps, captions, each_head)
+def draw(photo, maps, scores, order, labels, classes, args):
+    """Writes a picture of the maps of `labels` and of the three highest labels.
+
+    maps (..., K, h, w); scores (K,); order (K,): the labels, highest first.
+    """
+    drawn = [k for k in order if k in labels or k in order[:3]]
+    captions = []
+    for k in drawn:
+        remark = ""
+        if k not in labels and not args.top:
+            remark = "below the threshold: "
+        captions.append(f"{scores[k]:.2f} {remark}{classes[k]}")  # a long name is cut
+    maps = maps[..., drawn, :, :].cpu().float()
+    sheet = contact_sheet(photo.image, maps, np.array(scores)[drawn], captions,
+                          Path(photo.file).name, args.tile, args.each_head)
     name = Path(photo.file).stem[:50]  # a file name has at most 255 bytes
-    with explain_errors(folder, "make room there"):
-        sheet.save(Path(folder, f"{photo.number:05}-{name}.png"))
+    with explain_errors(args.heatmaps, "make room there"):
+        sheet.save(Path(args.heatmaps, f"{photo.number:05}-{name}.png"))
 
 
 def command_line(argv):
@@ -151,7 +162,8 @@ def command_line(argv):
     flag("--batch-size", type=integer(1), help="default: 16 on a GPU, 1 on a CPU")
     flag("--json", action="store_true", help="print a JSON object per line")
     flag("--csv", metavar="FILE", help="write the scores of all classes, a row per image")
-    flag("--heatmaps", metavar="DIR", help="draw each image and the maps of its labels")
+    flag("--heatmaps", metavar="DIR", help="draw each image, and maps of its labels and top three")
+    flag("--tile", type=integer(32), default=480, help="--heatmaps: width of a tile, in pixels")
     flag("--each-head", action="store_true", help="--heatmaps: a map for each layer and head")
     args = parser.parse_args(argv)
     if args.each_head and not args.heatmaps:
@@ -209,8 +221,7 @@ def main(argv=None):
             found = {classes[k]: scores[i][k] for k in labels}
             print_labels(photo.file, found, args)
             if args.heatmaps:
-                label_maps = maps[i][..., labels, :, :].cpu().float()
-                draw(args.heatmaps, photo, label_maps, found, args.each_head)
+                draw(photo, maps[i], scores[i], order, labels, classes, args)
         if args.csv:
             rows = [[photo.file, *row] for photo, row in zip(batch, scores)]
             write_rows(part, "a", rows)
