@@ -39,7 +39,7 @@ cat (2 0 0 0), one a dog (0 2 0 0), two nothing (0 0 0 0).
 
 On COCO, with ResNet-101 at 448 px: K = 80, HW = 14 x 14, d = 2048, 4 heads, L = 2.
 
-Run: python q2l.py                              synthetic scenes on a CPU: 98.2 mAP
+Run: python q2l.py                              synthetic scenes on a CPU: 98.4 mAP
                                                 (mAP: mean average precision, see lib/metrics.py)
      python q2l.py --data coco2014 --root ROOT  the paper has 84.9 mAP; not run here
 More: what differs from the paper and from the released code stands at the end of this file.
