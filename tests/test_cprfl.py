@@ -250,6 +250,7 @@ def test_every_flag_has_a_help_text():
     assert cprfl.HELP.keys() == keywords
 
 
+@pytest.mark.slow
 def test_text_features_of_open_clip(tmp_path, monkeypatch):
     monkeypatch.setenv("HF_HOME", str(tmp_path))
     with pytest.raises(ValueError, match="online(.|\n)*--text-features FILE"):

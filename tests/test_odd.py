@@ -409,6 +409,7 @@ def test_a_norm_that_was_trained_after_pooling_is_refused():
     refuse_pooled_norm("resnet18")
 
 
+@pytest.mark.slow
 def test_standard_output_that_fails_does_not_end_a_run(tmp_path):
     """A full disk or a closed pipe: the run says so on standard error and goes on."""
     flags = [*own(tmp_path), "--epochs", "1", "--out", str(tmp_path / "run")]

@@ -71,7 +71,8 @@ def processes(count, main, *argv, dtype=torch.float32):
 
 @pytest.mark.parametrize("model, more", [
     ("csra", ["--backbone", "test_vit"]), ("asl", ["--backbone", "test_vit"]),
-    ("q2l", ["--backbone", "test_convnext", "--d-model", 32, "--ffn", 32, "--dropout", 0])])
+    pytest.param("q2l", ["--backbone", "test_convnext", "--d-model", 32, "--ffn", 32, "--dropout", 0],
+                 marks=pytest.mark.slow)])
 def test_world_size_and_micro_batches_change_nothing(tmp_path, model, more):
     """In float64, with layer norm: the loss curve and the weights of one process, for a loss that is
     a mean and one that is a sum; the last batch is smaller. The last norm of test_convnext is not

@@ -205,6 +205,7 @@ def test_help_has_groups_and_a_text_for_every_flag(capsys):
         assert "(default: )" not in text and "{,asl" not in text and f"see {name}.py" not in text
 
 
+@pytest.mark.slow
 def test_convert_shows_its_own_flags_only():
     text = run("-m", "tools.convert", "--help")
     assert "--backbone" in text and "--heads" in text and "OUT" in text
@@ -345,6 +346,7 @@ def test_init_names_the_tensors_of_the_classes(tmp_path, capsys):
     assert "tensors are not in" in capsys.readouterr().out
 
 
+@pytest.mark.slow
 def test_a_model_that_is_loaded_is_not_warned_about(tmp_path):
     train.main(["--model", "q2l", "--data", "scenes", *SMALL, "--epochs", "1", "--d-model", "32",
                 "--ffn", "32", "--backbone", "resnet18", "--freeze", "--out", str(tmp_path / "a")])

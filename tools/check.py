@@ -49,10 +49,12 @@ def main(argv=None):
             problems += [f"{dataset.paths[i]} is missing" for i in missing(dataset.paths)]
     for problem in problems:
         print(problem)
+    if warnings:
+        print(f"warnings: {warnings}")
     if not args.verify:
-        print(f"missing images: {len(problems)}, warnings: {warnings}; --verify decodes all images")
+        print(f"missing images: {len(problems)}; --verify decodes all images")
     elif problems or warnings:
-        print(f"problems: {len(problems)}, warnings: {warnings}")
+        print(f"problems: {len(problems)}")
     else:
         print("no problems")
     return len(problems) > 0
