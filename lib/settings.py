@@ -84,7 +84,7 @@ def recipe_for(method, data):
     print(f"{method.__name__} has no recipe for {data}: using {what}", file=sys.stderr)
     if name is None:
         return {}
-    return dict(method.RECIPES[name], note=f"the settings of {name}; no published figure")
+    return dict(method.RECIPES[name], note=f"the settings of {name}")
 
 
 def method_and_data(argv):

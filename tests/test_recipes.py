@@ -166,7 +166,7 @@ def test_a_recipe_for_the_same_kind_of_data_is_used_and_named(model, name, other
     inputs = {"mean", "std"} if other == "csv" else set()  # then those of the backbone
     for key in recipe.keys() - {"note"} - inputs:
         assert settings[key] == recipe[key], key
-    assert settings["note"] == f"the settings of {other}; no published figure"
+    assert settings["note"] == f"the settings of {other}"
 
 
 def test_weight_decay_of_q2l_with_tresnet():
