@@ -283,8 +283,8 @@ RECIPES = {  # the first is the default
     "voc-lt": LONG_TAIL,
     "voc2007": PAPER,
     "voc2012": dict(
-        PAPER, note="the settings of VOC 2007; no figure on val is known, a listing has 96.1 mAP on "
-                    "the test server"),
+        PAPER, note="the settings of VOC 2007; no figure on val is known; a listing has 96.1 mAP "
+                    "on the test server"),
     "coco2014": dict(
         PAPER, decay_epochs=5, drop_unlabelled=True, heads=4, lam=0.5,
         note="for 83.3 mAP, that of the released checkpoint with 4 heads; the paper has 83.5; "
