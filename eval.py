@@ -223,6 +223,7 @@ def main(argv=None):
                             args.batch_size)
     settings = evaluation.settings
     threshold = read_threshold(args.threshold, evaluation.classes)
+    logit_threshold = threshold_logits(args.threshold, evaluation.classes)
     sizes = args.sizes or [settings.image_size]
     dataset = evaluation.load(args.split, args.data, args.root, args.limit)
     logits = evaluation.logits(dataset, sizes, args.flip)
@@ -232,8 +233,7 @@ def main(argv=None):
     for warning in label_warnings(dataset, args.split):
         print(warning, file=sys.stderr)
     counts = evaluation.checkpoint["class_counts"]
-    result = metrics(logits, dataset.targets, threshold_logits(args.threshold, dataset.classes),
-                     args.ap, counts)
+    result = metrics(logits, dataset.targets, logit_threshold, args.ap, counts)
     result["what"] = (f"{settings.model} on {args.data or settings.data} {args.split}: "
                       f"{len(logits)} images, {evaluation.weights} weights, image sizes {sizes}, "
                       f"flip {args.flip}, residual {args.residual}, {args.ap} AP, "

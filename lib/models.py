@@ -154,14 +154,15 @@ def load_matching(model, settings, classes):
     initialized = {"text_features"}  # CPRFL's follow from the flags of this run
     if classes != old_classes:
         initialized.update(import_method(settings.model).CLASS_TENSORS)
+    misfit = (f"{path}: its backbone, {checkpoint['settings'].backbone}, does not fit "
+              f"{settings.backbone}: check --backbone and --image-size")
     own = model.state_dict()
     loaded = {}
     for name, tensor in state.items():
         if name in initialized or name not in own:
             continue
         if own[name].shape != tensor.shape and name.startswith("backbone."):
-            raise InputError(f"{path}: its backbone, {checkpoint['settings'].backbone}, does not "
-                             f"fit {settings.backbone}: check --backbone and --image-size")
+            raise InputError(misfit)
         if own[name].shape != tensor.shape:
             raise InputError(f"{path}: {name} is {tuple(tensor.shape)} there, but "
                              f"{tuple(own[name].shape)} here: repeat that run's flags that define "
@@ -170,8 +171,7 @@ def load_matching(model, settings, classes):
     result = model.load_state_dict(loaded, strict=False)
     missing = [name for name in result.missing_keys if name not in initialized]
     if any(name.startswith("backbone.") for name in missing):
-        raise InputError(f"{path}: its backbone, {checkpoint['settings'].backbone}, does not fit "
-                         f"{settings.backbone}: check --backbone and --image-size")
+        raise InputError(misfit)
     print_once(f"{path}: {len(loaded)} tensors are loaded; initialized: {result.missing_keys}")
     if missing:
         print_once(f"warning: {len(missing)} of {len(own)} tensors are not in {path} and start "

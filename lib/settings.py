@@ -57,11 +57,7 @@ def read_command_line(argv):
                          "whole command with --resume, which starts it again")
         if "epochs" in given and "schedule_epochs" not in given:
             settings.schedule_epochs = 0  # else a short run might end while the learning rate rises
-        check_settings(settings, given, parser, method)
-        if recipe_name(method, settings.data) in ("csv", None):  # not a paper's images
-            set_normalization(settings, given)
-    if settings.root:  # a checkpoint is also used from other folders
-        settings.root = os.path.abspath(settings.root)
+        complete(settings, given, parser, method)
     return method, settings
 
 
@@ -203,7 +199,7 @@ def add_what(group):
 
 def add_data_flags(group):
     """Those that a converted checkpoint needs, too."""
-    add_flag(group, "--root", "", "folder of the data set")
+    add_flag(group, "--root", "", "folder of the data set", kind=folder)
     add_flag(group, "--difficult", "ignored", "how VOC's difficult objects count at test time",
              choices=["ignored", "negative"])
 
@@ -273,6 +269,13 @@ def at_least(low, kind):
     return parse
 
 
+def folder(text):
+    """An absolute path: a checkpoint is also used from other folders. Empty text stays."""
+    if not text:
+        return text
+    return os.path.abspath(text)
+
+
 def three_numbers(text):
     red, green, blue = text.split(",")
     return float(red), float(green), float(blue)
@@ -295,6 +298,14 @@ def literal(text):
 
 
 # -------------------------------------------------------------------------------- what flags decide
+
+
+def complete(settings, given, parser, method):
+    """Checks the settings of a command line and adds those that follow from others. given: the
+    names of those that are typed."""
+    check_settings(settings, given, parser, method)
+    if recipe_name(method, settings.data) in ("csv", None):  # not a paper's images
+        set_normalization(settings, given)
 
 
 def stored_settings(last, settings, given):

@@ -329,6 +329,14 @@ def test_thresholds_are_matched_by_name(tmp_path):
         assert "\n" not in str(error.value)
 
 
+def test_a_threshold_file_is_read_before_the_images(checkpoint, tmp_path, monkeypatch):
+    file, _ = checkpoint("csra")
+    (tmp_path / "t.json").write_text('{"threshold": 0.5, "logit": "x"}')
+    monkeypatch.setattr(evaluation.Evaluation, "load", lambda *_: pytest.fail("the images are loaded"))
+    with pytest.raises(InputError, match="t.json: .*write it again with tools.thresholds"):
+        evaluation.main(["--checkpoint", str(file), "--threshold", str(tmp_path / "t.json")])
+
+
 def test_thresholds_are_tuned_on_another_split_and_kept(checkpoint, tmp_path, capsys):
     file, _ = checkpoint("csra", "--amp", "off")
     flags = ["--checkpoint", str(file), "--limit", "60"]

@@ -228,6 +228,18 @@ def test_a_released_checkpoint_predicts_without_the_data_set(tmp_path, capsys):
             convert.main([*model_and_data, *flags, str(tmp_path / "other")])
     with pytest.raises(InputError, match="out: .*File exists"):
         convert.main(["--model", "csra", "--data", "voc2007", *flags, str(tmp_path / "out")])
+    for wrong, message in ((["--std", "0,0,0"], "--std above 0"), (["--image-size", "0"], "at least 1")):
+        with pytest.raises(SystemExit):
+            convert.main(["--model", "csra", "--data", "voc2007", *flags, str(tmp_path / "x"), *wrong])
+        assert message in capsys.readouterr().err and not (tmp_path / "x").exists()
+
+
+def test_a_converted_checkpoint_has_an_absolute_root(tmp_path, monkeypatch):
+    released_csra(tmp_path / "released.pth")
+    monkeypatch.chdir(tmp_path)
+    convert.main(["--model", "csra", "--data", "voc2007", "--backbone", "resnet18", "--image-size", "64",
+                  "--root", "here", "released.pth", "out"])
+    assert torch.load("out/last.pt")["settings"]["root"] == str(tmp_path / "here")
 
 
 def test_a_released_checkpoint_for_classes_that_are_in_a_folder(tmp_path):

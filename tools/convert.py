@@ -24,6 +24,7 @@ from lib.settings import (
     add_keywords,
     add_model_flags,
     add_what,
+    complete,
     flags_in,
     make_parser,
     method_and_data,
@@ -76,8 +77,10 @@ def read_flags(argv):
     everything.set_defaults(data=data, **recipe_for(method, data))
     settings = everything.parse_args([])
     parser.parse_args(argv, namespace=settings)
-    if not {"model", "data"} <= flags_in(argv):
+    given = flags_in(argv)
+    if not {"model", "data"} <= given:
         raise InputError("--model and --data must say which method and data set the file is from")
+    complete(settings, given, parser, method)
     return method, settings
 
 
