@@ -275,10 +275,16 @@ SCENES = {
     "mean": (0.5, 0.5, 0.5), "std": (0.25, 0.25, 0.25), "augment": ("flip",),
     "optimizer": "adamw", "lr": 3e-3, "weight_decay": 1e-2, "schedule": "onecycle", "epochs": 8,
     "batch_size": 64, "lam": 1.}
+SMALL = {  # a few hundred or thousand images of your own, also without a GPU
+    "backbone": "tf_efficientnet_lite0.in1k", "pretrained": True, "image_size": 224,
+    "freeze_bn": True, "augment": ("flip",), "optimizer": "adamw", "lr": 2e-4,
+    "weight_decay": 1e-2, "schedule": "onecycle", "epochs": 4, "min_steps": 500,
+    "batch_size": 16, "lam": 0.2}
 RECIPES = {  # the first is the default
     "scenes": SCENES,
     "scenes-lt": dict(SCENES, epochs=40),
     "csv": dict(PAPER, drop_last=True, note=""),  # BatchNorm needs more than one image
+    "small": SMALL,
     "coco-lt": LONG_TAIL,
     "voc-lt": LONG_TAIL,
     "voc2007": PAPER,
