@@ -27,7 +27,7 @@ def why_offline():
             # The hub's own client, so that its proxy and its address (HF_ENDPOINT) are used.
             get_session().head(constants.ENDPOINT, timeout=constants.HF_HUB_ETAG_TIMEOUT)
             return ""
-        except Exception as error:  # which library the client uses depends on its version
+        except Exception as error:  # noqa: BLE001 (which library raises it depends on the version)
             # ConnectError, ConnectTimeout, ConnectionError or ProxyError. All else, such as
             # ReadTimeout after a slow answer, is left to the download, which tries longer.
             if not re.match("Connect|Proxy", type(error).__name__):

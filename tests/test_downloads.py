@@ -6,6 +6,7 @@ import sys
 import threading
 import time
 from http.server import BaseHTTPRequestHandler, ThreadingHTTPServer
+from typing import ClassVar
 
 import numpy as np
 import pytest
@@ -81,7 +82,7 @@ def test_the_variable_for_offline_use_is_named(monkeypatch):
 class Hub(BaseHTTPRequestHandler):
     """A hub with one file, model.safetensors, whose first answer comes too late."""
     content = b""
-    delays = []  # in seconds, of the next answers
+    delays: ClassVar = []  # in seconds, of the next answers
 
     def do_HEAD(self):
         if self.delays:
