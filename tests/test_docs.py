@@ -1,69 +1,265 @@
-"""README is true: marks of equations, sizes, examples, flags, figures."""
+"""README and docs/ are true: commands, examples, excerpts, links, equations, figures."""
+import ast
+import doctest
+import importlib
 import json
 import re
 import shutil
+from pathlib import Path
+from urllib.parse import unquote
 
+import excerpts
 import pytest
 import results
-from conftest import HERE, run
+from conftest import HERE, page_commands, run
 
 import asl
 import q2l
+from lib.models import METHODS, import_method
+from lib.settings import make_parser
+from readers import READERS
 
 ROOT = HERE.parent
-README = (ROOT / "README.md").read_text("utf-8")
-EXAMPLES = re.findall(r"```python\n(.*?)```", README, re.DOTALL)
+PAGES = {str(page.relative_to(ROOT)): page.read_text("utf-8") for page in excerpts.pages()}
+BLOCK = re.compile(r"^(?:<!-- (excerpt): .* -->\n\n?)?```python\n(.*?)^```$", re.MULTILINE | re.DOTALL)
+FENCED = re.compile(r"^( *)(```+).*?^\1\2 *$", re.MULTILINE | re.DOTALL)
+every_page = pytest.mark.parametrize("page", PAGES)
+
+
+def prose(text):
+    """A page without its code: fenced and indented blocks, inline code."""
+    text = re.sub(r"^ {4,}\S.*$", "", FENCED.sub("", text), flags=re.MULTILINE)
+    return re.sub(r"(`+)[^`]+\1", "", text)
+
+
+# ------------------------------------------------------------------------------------- the equations
+
+
+def equations_of(name):
+    """The numbers of the equations in the head of a method's file, and its code."""
+    head, code = (ROOT / f"{name}.py").read_text("utf-8").split('"""', 2)[1:]
+    return re.findall(r"^    Eq\. (\d+) ", head, re.MULTILINE), code
 
 
 @pytest.mark.parametrize("name, figures", [("csra", ["1"]), ("q2l", []), ("cprfl", []), ("asl", [])])
 def test_each_equation_has_its_mark(name, figures):
-    """The equations of a file's header, the marks in its code, and README's table are the same."""
-    text = (ROOT / f"{name}.py").read_text("utf-8")
-    header, code = text.split('"""', 2)[1:]
-    equations = re.findall(r"^    Eq\. (\d+) ", header, re.MULTILINE)
+    """The equations of a file's head are those that its code marks."""
+    equations, code = equations_of(name)
     marks = [number for group in re.findall(r"# Eq\. ([\d, ]*\d)", code) for number in group.split(", ")]
     assert len(equations) >= 4 and sorted(marks) == sorted(set(marks)) == sorted(equations)
     assert re.findall(r"# Fig\. (\d)", code) == figures
-    table = README[README.index("| equation |"):README.index("## Your own images")]
-    rows = re.split(r"\[(\w+)\.py\]", table)
-    named = re.findall(r"`Eq\. (\d)`", rows[rows.index(name) + 1])
-    assert sorted(named) == sorted(equations)
+
+
+@pytest.mark.parametrize("name", [name for name in METHODS if f"docs/{name}.md" in PAGES])
+def test_a_methods_page_has_its_equations(name):
+    named = set()
+    for numbers in re.findall(r"\bEqs?\. ?(\d+(?:(?:, | and | to )\d+)*)", PAGES[f"docs/{name}.md"]):
+        for first, last in re.findall(r"(\d+)(?: to (\d+))?", numbers):
+            named.update(range(int(first), int(last or first) + 1))
+    assert {int(number) for number in equations_of(name)[0]} <= named
+
+
+# ------------------------------------------------------------------------------------ code on a page
+
+
+@every_page
+def test_excerpts_are_what_the_source_says(page):
+    assert excerpts.refreshed(page, PAGES[page]) == PAGES[page], "run python docs/excerpts.py"
+
+
+@pytest.mark.parametrize("mark, message", [
+    ("csra.py CSRAHead.forwad", "there is no CSRAHead.forwad"), ("no.py loss", "no file no.py"),
+    ("csra.py 'no such text' .. 'x'", "no line has 'no such text'"),
+    ("csra.py 'RECIPES = {' .. 'no such text'", "on has 'no such text'"),
+    ("csra.py 'RECIPES", "No closing quotation"), ("csra.py a b", "must follow the file")])
+def test_an_excerpt_that_does_not_exist_is_one_clear_line(mark, message):
+    with pytest.raises(ValueError) as error:
+        excerpts.refreshed("docs/a.md", f"<!-- excerpt: {mark} -->\n```python\n```\n")
+    assert str(error.value).startswith(f"docs/a.md: excerpt: {mark}: ")
+    assert message in str(error.value) and "\n" not in str(error.value)
+
+
+def test_an_excerpt_without_a_block_is_an_error():
+    with pytest.raises(ValueError, match="no ```python block follows"):
+        excerpts.refreshed("a", "<!-- excerpt: csra.py loss -->\ntext\n```python\n```\n")
+
+
+def test_excerpts_are_copied_and_dedented():
+    """A function with its decorator, a method, and lines from one text to another."""
+    source = "import a\n\n\nclass A:\n    @a.b\n    def c(self):\n        return 1\n\n    d = 2\n"
+    assert excerpts.named(source, "A.c") == ["    @a.b", "    def c(self):", "        return 1"]
+    assert excerpts.between(source, "def c", "d = ") == source.splitlines()[5:]
+    text = "a\n<!-- excerpt: csra.py loss -->\n```python\n```\nb\n"
+    new = excerpts.refreshed("a", text)
+    assert new.startswith("a\n<!-- excerpt: csra.py loss -->\n```python\ndef loss(")
+    assert new.endswith("\n```\nb\n") and excerpts.refreshed("a", new) == new
+
+
+def doctests(text):
+    """The lines of the doctests of a page; the other lines are empty, so that numbers are right."""
+    lines = [""] * len(text.splitlines())
+    for block in BLOCK.finditer(text):
+        if ">>> " in block[2] and not block[1]:
+            first = text.count("\n", 0, block.start(2))
+            for i, line in enumerate(block[2].splitlines(), first):
+                lines[i] = line
+    return "\n".join(lines) + "\n"
+
+
+@pytest.mark.parametrize("page", [page for page, text in PAGES.items() if doctests(text).strip()])
+def test_doctests(page, monkeypatch):
+    """All of a page in one go: a later block may use the names of an earlier one."""
+    monkeypatch.chdir(ROOT)
+    test = doctest.DocTestParser().get_doctest(doctests(PAGES[page]), {}, page, str(ROOT / page), 0)
+    said = []
+    runner = doctest.DocTestRunner(optionflags=doctest.ELLIPSIS | doctest.NORMALIZE_WHITESPACE)
+    runner.run(test, out=said.append)
+    assert runner.summarize(verbose=False).failed == 0, "".join(said)
+
+
+EXAMPLES = [pytest.param(block[2], id=f"{page}:{text.count(chr(10), 0, block.start(2)) + 1}")
+            for page, text in PAGES.items() for block in BLOCK.finditer(text)
+            if not block[1] and ">>> " not in block[2]]
+ALONE = {*METHODS, "lib.metrics"}  # files that are meant to be copied
 
 
 @pytest.mark.slow
-@pytest.mark.parametrize("code", EXAMPLES, ids=[re.search(r"from (\w+) ", code)[1]
-                                                for code in EXAMPLES])
-def test_a_file_alone_does_what_its_example_says(code, tmp_path):
-    name = re.search(r"from (csra|q2l|cprfl|asl) import", code)[1]
-    shutil.copy(ROOT / f"{name}.py", tmp_path)
+@pytest.mark.parametrize("code", EXAMPLES)
+def test_an_example_runs_in_a_folder_of_its_own(code, tmp_path, monkeypatch):
+    """With the shapes that its comments say. Method files are copied next to it, without the rest."""
+    modules = set()
+    for node in ast.walk(ast.parse(code)):
+        if isinstance(node, ast.ImportFrom):
+            modules.add(node.module)
+        elif isinstance(node, ast.Import):
+            modules |= {alias.name for alias in node.names}
+    here = {name for name in modules if (ROOT / f"{name.replace('.', '/')}.py").is_file()}
+    if here <= ALONE:
+        for name in here:
+            file = Path(f"{name.replace('.', '/')}.py")
+            (tmp_path / file).parent.mkdir(exist_ok=True)
+            shutil.copy(ROOT / file, tmp_path / file)
+    else:
+        monkeypatch.setenv("PYTHONPATH", str(ROOT))
     shapes = re.findall(r"(\w+) = .*# .*?(\(\d+(?:, \d+)+\))", code)
     checks = "".join(f"\nassert {what}.shape == {shape}, {what}.shape" for what, shape in shapes)
-    (tmp_path / "example.py").write_text(code + checks)
+    (tmp_path / "example.py").write_text(code + checks, "utf-8")
     run("example.py", cwd=tmp_path)
 
 
-@pytest.mark.slow
-def test_commands_and_linked_files_exist():
-    """Flags of the commands in README are flags of the programs; linked files are there."""
-    texts = {"eval.py": run("eval.py", "--help")}
-    for tool in ("check", "split", "predict", "thresholds", "convert", "voc_server", "plot"):
-        texts[f"-m tools.{tool}"] = run("-m", f"tools.{tool}", "--help")
-    for model in ("csra", "q2l", "cprfl", "asl"):
-        texts[f"{model}.py"] = texts[f"train.py --model {model}"] = run(f"{model}.py", "--help")
-    texts["train.py"] = texts["csra.py"]  # the default
-    commands = re.findall(r"(?:python|torchrun \S+) (-m tools\.\w+|(?:train|eval|csra|q2l|cprfl|asl)\.py"
-                          r"(?: --model \w+)?)([^`\n]*)", README)
-    assert len(commands) > 20
-    for program, flags in commands:
-        text = texts["eval.py" if program.startswith("eval") else program]
-        for flag in re.findall(r"--[a-z][a-z-]+", flags):
-            assert flag in text, f"{program} {flag}"
-    for file in re.findall(r"\]\((tests/[^)]+)\)", README):
-        assert (ROOT / file).is_file(), file
+COMMANDS = page_commands()
+OUTSIDE = {"pytest", "venv", "pip", "doctest"}  # modules that are not of this project
+
+
+def parse_settings(words, capsys):
+    """Words of train.py through the parser of its method. Placeholders have no value to check."""
+    words = list(words)
+    for flag, known in (("--model", METHODS), ("--data", None)):
+        if flag in words and words[words.index(flag) + 1].isupper():
+            i = words.index(flag)
+            del words[i:i + 2]
+    model = words[words.index("--model") + 1] if "--model" in words else "csra"
+    assert model in METHODS
+    words = ["1" if re.fullmatch("[A-Z]+", word) else word for word in words]
+    try:
+        make_parser(import_method(model)).parse_args(words)
+    except SystemExit:
+        pytest.fail(capsys.readouterr().err)
+
+
+def help_of(module, words, capsys):
+    with pytest.raises(SystemExit):
+        importlib.import_module(module).main([*words, "--help"])
+    return capsys.readouterr().out
+
+
+@pytest.mark.parametrize("page, words", COMMANDS, ids=[" ".join(words) for _, words in COMMANDS])
+def test_a_command_parses(page, words, capsys):
+    """Its program is there and has its flags; those of training also have such values."""
+    words = [word.strip("[]") for word in words if word not in ("...", "...]")]
+    i = next(i for i, word in enumerate(words) if i > 0 and not word.startswith("--"))  # torchrun's
+    module = None
+    if words[i] == "-m":
+        module, rest = words[i + 1], words[i + 2:]
+        if module in OUTSIDE:
+            return
+        program = ROOT / f"{module.replace('.', '/')}.py"
+    else:
+        program, rest = ROOT / words[i], words[i + 1:]
+    assert program.is_file(), f"{page}: {program.name}"
+    flags = [word.split("=")[0] for word in rest if word.startswith("--")]
+    if program == ROOT / "train.py":
+        parse_settings(rest, capsys)
+    elif program.parent == ROOT and program.stem in METHODS:
+        parse_settings(["--model", program.stem, *rest], capsys)
+    elif module == "tools.convert":
+        text = help_of(module, rest[:rest.index("--data")], capsys)
+        assert not [flag for flag in flags if not re.search(rf"{flag}\b(?!-)", text)]
+    elif module or program == ROOT / "eval.py":
+        text = help_of(module or "eval", [], capsys)
+        assert not [flag for flag in flags if not re.search(rf"{flag}\b(?!-)", text)]
+    else:  # tests/bench.py and the like: an argparse of their own
+        text = program.read_text("utf-8")
+        assert not [flag for flag in flags if f'"{flag}"' not in text]
+
+
+# ----------------------------------------------------------------------- links, pictures, what stands
+
+
+def anchors(text):
+    """The anchors of a page's headings, as GitHub makes them."""
+    found = []
+    for heading in re.findall(r"^#+ (.+?) *$", FENCED.sub("", text), re.MULTILINE):
+        name = re.sub(r"\[([^]]*)\]\([^)]*\)", r"\1", heading).lower()
+        name = re.sub(r"[^\w\- ]", "", name).replace(" ", "-")
+        count = sum(other == name for other, _ in found)
+        found.append((name, f"{name}-{count}" if count else name))
+    return {anchor for _, anchor in found}
+
+
+def targets(text):
+    """What a page links to and shows, except on the web."""
+    text = prose(text)
+    found = re.findall(r"\]\(([^)\s]+)\)", text) + re.findall(r'(?:href|src(?:set)?)="([^"]+)"', text)
+    return [unquote(target) for target in found if not re.match(r"https?://", target)]
+
+
+@every_page
+def test_links_lead_somewhere(page):
+    for target in targets(PAGES[page]):
+        file, _, anchor = target.partition("#")
+        path = (ROOT / page).parent / file if file else ROOT / page
+        assert path.exists(), target
+        if anchor:
+            assert anchor in anchors(path.read_text("utf-8")), target
+
+
+@every_page
+def test_pictures_say_in_words_what_they_show(page):
+    for words in re.findall(r"!\[([^]]*)\]\(", prose(PAGES[page])):
+        assert len(words.split()) >= 3, words
+
+
+def test_pictures_are_small():
+    sizes = {file: file.stat().st_size for file in ROOT.glob("docs/pictures/*.*")}
+    for file, size in sizes.items():
+        assert size < 200_000, file
+    assert sum(sizes.values()) < 3_000_000
+
+
+def test_nothing_is_said_twice():
+    """No long line stands twice on README and the pages: neither prose nor the row of a table."""
+    seen = {}
+    for page, text in PAGES.items():
+        blank = FENCED.sub("", text)
+        for line in blank.splitlines():
+            if len(line) > 80 and not line.startswith("    "):
+                assert line not in seen, f"{seen[line]} and {page}: {line}"
+                seen[line] = page
 
 
 def test_the_structure_is_that_of_the_tree():
-    table = README[README.index("| where | what |"):README.index("## Citation")]
+    table = table_of("| where | what |")
     named = set(re.findall(r"`([\w/]+(?:\.py)?)`", table))
     there = {file.name for file in ROOT.glob("*.py")} | {
         f"{file.parent.name}/" for file in ROOT.glob("*/*.py") if not file.parent.name.startswith(".")}
@@ -71,6 +267,41 @@ def test_the_structure_is_that_of_the_tree():
     row = re.search(r"^\| `tools/` \| programs: (.*) \|$", table, re.MULTILINE)[1]
     programs = {file.stem for file in ROOT.glob("tools/*.py") if "__main__" in file.read_text("utf-8")}
     assert set(row.split(", ")) == programs
+
+
+def test_the_citation_file_names_the_four_papers():
+    """It is YAML, which Python does not read: keys at the start of a line, and one paper each."""
+    text = (ROOT / "CITATION.cff").read_text("utf-8")
+    keys = re.findall(r"^([a-z-]+):", text, re.MULTILINE)
+    assert keys == ["cff-version", "message", "title", "abstract", "type", "authors", "license",
+                    "references"]
+    assert "\t" not in text and "cff-version: 1.2.0\n" in text
+    papers = text.split("\nreferences:\n")[1].split("  - type: ")[1:]
+    assert len(papers) == 4
+    for paper, name in zip(papers, ("csra", "q2l", "cprfl", "asl"), strict=True):
+        for key in ("title", "authors", "year", "notes"):
+            assert f"\n    {key}:" in paper, key
+        number = re.search(r"arXiv:(\d{4}\.\d{5})", paper)[1]
+        assert number in (ROOT / f"{name}.py").read_text("utf-8").split("\n\n")[0]
+
+
+# -------------------------------------------------------------------------------------- the figures
+
+
+def table_of(header):
+    """The lines of the table whose first line begins so, on whichever page it stands."""
+    found = {table for text in PAGES.values() for table in
+             re.findall(rf"^{re.escape(header)}.*\n(?:\|.*\n?)+", text, re.MULTILINE)}
+    assert len(found) == 1, f"{len(found)} tables: {header}"
+    return found.pop()
+
+
+def row_of(name):
+    """The rest of the row with this first cell, on whichever page it stands."""
+    found = {row for text in PAGES.values() for row in
+             re.findall(rf"^\| {re.escape(name)} \|(.*)$", text, re.MULTILINE)}
+    assert len(found) == 1, f"{len(found)} rows: {name}"
+    return found.pop()
 
 
 LOGGED = {  # row of "What to expect": (run in the public logs, our method, data set)
@@ -107,7 +338,7 @@ def logged(name, weights):
 
 def expected(row):
     """The cells of a row of "What to expect", after the first; the best mAP and its epoch."""
-    cells = re.search(rf"^\| {re.escape(row)} \|(.*)$", README, re.MULTILINE)[1].split("|")
+    cells = row_of(row).split("|")
     return cells, float(cells[1].split()[0]), int(cells[2])
 
 
@@ -136,16 +367,38 @@ def test_what_to_expect_of_a_plain_resnet_is_what_the_logs_say(row):
     assert cells[3].strip() == f"last epochs: within {distance} of the best"
 
 
-def test_figures_are_those_of_the_runs():
-    pages = [page.read_text("utf-8") for page in results.PAGES]
+def test_tables_are_those_of_the_runs():
+    """Each table that tests/results.py makes stands on a page, to the digit."""
     for lines in filter(None, (make() for make in results.TABLES)):  # the speed may be missing
-        assert any("\n".join(lines) + "\n" in page for page in pages), lines[0]
-    parity = results.KEPT[f"python {results.PARITY}"]
-    for name in ("csra", "q2l", "cprfl", "asl"):
-        row = re.search(rf"^\| `{name}\.py` .*$", README, re.MULTILINE)[0]
-        short = {key: f"{value:.0e}".replace("e-0", "e-") for key, value in parity.items()
-                 if isinstance(value, float) and key.split(",")[0] == name}
-        training = short.get(f"{name}, training", "-")
-        assert f"| {short[name]} | {training} |" in row
-        command = next(command for command in results.SCENES if command.startswith(name))
-        assert row.endswith(f"| {results.KEPT[f'{command} --seed 0']['mAP']:.1f} |")
+        assert any("\n".join(lines) + "\n" in page for page in PAGES.values()), lines[0]
+
+
+COMMAND_ROWS = [(command, figure) for text in PAGES.values() for command, figure in
+                re.findall(r"^\| `python (\w+\.py --data \S+ --root ROOT)`[^|]* \| ([\d.]+)", text,
+                           re.MULTILINE)]
+
+
+@pytest.mark.parametrize("command, figure", sorted(set(COMMAND_ROWS)))
+def test_published_figures_are_those_of_the_recipes(command, figure):
+    """A recipe's note, which training prints, names the figure that the page has."""
+    model, name = re.match(r"(\w+)\.py --data (\S+)", command).groups()
+    assert figure in import_method(model).RECIPES[name]["note"]
+
+
+def test_every_published_recipe_has_its_command_on_a_page():
+    for name in METHODS:
+        for data, recipe in import_method(name).RECIPES.items():
+            if recipe.get("note", "").startswith("for "):
+                row = f"| `python {name}.py --data {data} --root ROOT"
+                assert any(row in text or row[2:].replace("`", "") in text for text in PAGES.values()), row
+
+
+def test_numbers_of_images_are_those_that_other_tests_have():
+    """The table of data sets: the published numbers of training images, as in test_recipes.py."""
+    for name, images in (("coco2014", "82,783"), ("voc2007", "5,011"), ("vg500", "82,904"),
+                         ("coco-lt", "1,909"), ("voc-lt", "1,142")):
+        assert f" | {images} | " in row_of(f"`{name}`"), name
+    for name in ("scenes", "scenes-lt"):
+        _, paths, _ = READERS[name](ROOT, "train")
+        _, test_paths, _ = READERS[name](ROOT, "test")
+        assert row_of(f"`{name}`").endswith(f" | {len(paths):,} | {len(test_paths):,} |")
