@@ -81,7 +81,7 @@ def shared_figures(name):
 
 
 def print_difference(method, found, expected):
-    """README's figures: `python -m pytest -s --slow -k parity tests`; relative to the largest value."""
+    """For docs/results.md: `python -m pytest -s --slow -k parity tests`; relative to the largest."""
     found, expected = torch.as_tensor(found).detach(), torch.tensor(expected)
     print(f"\n{method}: {((found - expected).abs().max() / expected.abs().max()).item():.0e}")
 
