@@ -21,7 +21,8 @@ from readers import READERS
 
 ROOT = HERE.parent
 PAGES = {str(page.relative_to(ROOT)): page.read_text("utf-8") for page in excerpts.pages()}
-BLOCK = re.compile(r"^(?:<!-- (excerpt): .* -->\n\n?)?```python\n(.*?)^```$", re.MULTILINE | re.DOTALL)
+BLOCK = re.compile(r"^(?:<!-- (excerpt): [^\n]* -->\n\n?)?```python\n(.*?)^```$",
+                   re.MULTILINE | re.DOTALL)
 FENCED = re.compile(r"^( *)(```+).*?^\1\2 *$", re.MULTILINE | re.DOTALL)
 every_page = pytest.mark.parametrize("page", PAGES)
 
@@ -104,6 +105,12 @@ def doctests(text):
             for i, line in enumerate(block[2].splitlines(), first):
                 lines[i] = line
     return "\n".join(lines) + "\n"
+
+
+def test_a_doctest_is_found_next_to_an_excerpt():
+    block = "```python\n{}\n```\n"
+    text = "<!-- excerpt: a.py b -->\n" + block.format("c") + "d\n" + block.format(">>> e\nf") + "g\n"
+    assert doctests(text) == "\n" * 6 + ">>> e\nf\n\n\n"
 
 
 @pytest.mark.parametrize("page", [page for page, text in PAGES.items() if doctests(text).strip()])
