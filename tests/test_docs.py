@@ -380,6 +380,38 @@ def test_tables_are_those_of_the_runs():
         assert any("\n".join(lines) + "\n" in page for page in PAGES.values()), lines[0]
 
 
+ROWS_OF_README = {  # row of README's results -> (its command on scenes, its row on photographs)
+    "usual classifier": (None, "baseline, BCE, classifier learning rate x 10"),
+    "CSRA": ("python csra.py", "CSRA"), "Q2L": ("python q2l.py --data scenes", "Q2L"),
+    "CPRFL": ("python cprfl.py --data scenes", "CPRFL"),
+    "ASL": ("python asl.py", "baseline, ASL, classifier learning rate x 10")}
+
+
+def cells_of(page, header, name):
+    """Cells of a row, by column, from the table with this header."""
+    table = re.search(rf"^{re.escape(header)}.*\n(?:\|.*\n)+", PAGES[page], re.MULTILINE)[0]
+    columns, _, *rows = [[cell.strip() for cell in line.split("|")[1:-1]]
+                         for line in table.splitlines()]
+    row = next(row for row in rows if row[0] == name)
+    return dict(zip(columns, row, strict=True))
+
+
+@pytest.mark.parametrize("name", ROWS_OF_README)
+def test_readmes_results_are_those_of_the_results_page(name):
+    command, row = ROWS_OF_README[name]
+    found = cells_of("README.md", "| test mAP |", name)
+    photographs = cells_of("docs/results.md", "| photographs, 320 px |", row)
+    assert found["photographs"] == photographs["mAP"]
+    assert found["long-tailed photographs"] == photographs["long-tailed: mAP"]
+    if command:
+        scenes = cells_of("docs/results.md", "| on scenes |", f"`{command}`")
+        assert found["`scenes`"] == scenes["mAP"]
+        figure = re.search(r": ([\d.]+), ", found["published"])[1]
+        model = command.split()[1].removesuffix(".py")
+        recipe = "coco-lt" if "COCO-LT" in found["published"] else "coco2014"
+        assert figure in import_method(model).RECIPES[recipe]["note"]
+
+
 COMMAND_ROWS = [(command, figure) for text in PAGES.values() for command, figure in
                 re.findall(r"^\| `python (\w+\.py --data \S+ --root ROOT)`[^|]* \| (\d+\.\d+)", text,
                            re.MULTILINE)]
