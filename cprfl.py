@@ -50,7 +50,7 @@ Run: python cprfl.py       long-tailed synthetic scenes on a CPU: 68.3 mAP in 5 
                            untrained text tower, so without CLIP's knowledge of words
                            (mAP: mean average precision, see lib/metrics.py)
      python cprfl.py --data voc-lt --root ROOT  the paper has 86.28 mAP; not run here
-More: what differs from the paper and from the released code stands at the end of this file.
+More: docs/cprfl.md, a walk-through, and what differs from the paper and from the released code.
 To copy: this file needs no other file. For your own feature maps (B, width, H, W), replace
 `features` and `self.backbone` in CPRFL.
 """
@@ -401,37 +401,6 @@ RECIPES = {  # the first is the default
     "voc2007": dict(RELEASED, epochs=29, note="not a recipe from the paper"),
     "coco2014": dict(RELEASED, note="not a recipe from the paper"),
 }
-
-# ------------------------------------------ where the paper, the released code and this file differ
-#
-# The method
-# - Eq. 3: in the paper, divided by sqrt(d); as released and here, by sqrt(head_dim), per head.
-# - Eq. 7: the margin 0.05 is the released code's; the paper gives no value of mu. Also as released:
-#   the focusing weights carry no gradient, the logarithm is that of at least 1e-8, and the loss is
-#   the mean over images and labels.
-# - Architecture, as released; the paper's equations leave this out: LayerNorm before attention and
-#   before Eq. 5; an output projection after Eq. 4; no bias in W_q, W_k and W_v; no position
-#   embedding; dropout 0.1 after the output projection, after GELU and after the last linear map,
-#   and nowhere else.
-# - Text tower: frozen in the paper (section 4.1). In the released code, the freezing is commented
-#   out, so the tower is trained. Here: frozen; --tune-text trains it.
-# Training
-# - Paper (section 4.1): Adam, weight decay 1e-4, 30 epochs, batch size 32, learning rate 1e-5 on
-#   COCO-LT and 5e-5 on VOC-LT. Released: AdamW, weight decay 1e-4, batch size 16, learning rate
-#   1e-5 by default; 5e-5 stands only in the name of a model in its configuration. It trains 79
-#   epochs of a schedule of 80. Here: as released.
-# - VOC-LT: 29 epochs here, of the same schedule. This is inferred from a comment on "voc" in the
-#   released loop. Its comments name "voc" and "coco and nus-wide", never VOC-LT.
-# - Reported epoch: from epoch 11 on, the released code picks the best epoch of the moving average
-#   (EMA) on the test set. Here: the EMA after the last epoch.
-# - EMA, as released: the decay is 0.998 from the first step. It is evaluated in float32 there, and
-#   with --amp's precision here. For your own data (csv), the decay rises to 0.998.
-# - Learning rates: the released code sets up a lower one for the backbone, but it never takes
-#   effect. Here: one for all parameters, unless you set --head-lr.
-# - The released training script lacks an argument and a module: "as released" means a repaired one.
-# Not known
-# - Backbone: whether the weights were torchvision's V1 or V2. The difference is 2.5 to 3 mAP on
-#   COCO. Here: V1; --backbone resnet101.tv2_in1k gives V2.
 
 if __name__ == "__main__":
     import sys
