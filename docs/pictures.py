@@ -42,6 +42,7 @@ from tools.predict import open_checkpoint
 
 try:
     import matplotlib
+    from matplotlib.colors import to_rgb
     from matplotlib.figure import Figure
 except ImportError:
     sys.exit("error: docs/pictures.py needs matplotlib: pip install matplotlib")
@@ -51,9 +52,10 @@ STYLE = {"font.size": 13, "axes.titlesize": 13, "figure.titlesize": 14, "axes.sp
          "figure.facecolor": "white"}  # not transparent: it is also read on dark pages
 WIDTH = 8  # inches
 DPI = 150  # 1200 pixels, which GitHub shrinks to about 800
+JPEG_DPI = 120
 # One color for one thing, in all pictures. They differ for readers who can't tell red from green.
-GRAY, BLUE, GREEN, ORANGE, RED = "#555555", "#0072b2", "#009e73", "#e69f00", "#d55e00"
-SCENE = "scene:1/47"  # an image of the test split of scenes, with five labels
+GRAY, BLUE, GREEN, ORANGE, RED = "#555555", "#0072b2", "#009e73", "#cc8400", "#d55e00"
+SCENE = "scene:1/841"  # an image of the test split of scenes, with five labels
 
 
 # --------------------------------------------------------------------------- runs, images and maps
@@ -115,6 +117,7 @@ def highest_wrong(classes, scores, labels, count):
 def new_figure(height, rows=1, columns=1, **options):
     """A figure and its axes, an array (rows, columns)."""
     figure = Figure(figsize=(WIDTH, height), layout="constrained")
+    figure.get_layout_engine().set(wspace=0.04)
     return figure, figure.subplots(rows, columns, squeeze=False, **options)
 
 
@@ -145,22 +148,40 @@ def write_beside(axes, x, y, text, color, **options):
 
 
 def csra_temperatures(args):
-    """One image, one label: where the class looks (Eq. 2) as T grows."""
+    """One image, one label: the weights s of the cells (Eq. 2) as T grows, and the score m . a."""
     folder = run_on_scenes(args.runs, "csra", "csra")
     model, classes, prepare = open_checkpoint(reported_checkpoint(folder))
     image, _ = scene(SCENE)
-    label = "red circle"
+    label = "green triangle"
     with torch.no_grad():
         x = model.features(prepare(image)[None])
-        y_raw = model.head.scores(x)[0, 0, classes.index(label)]  # (HW,)
-    h, w = x.shape[-2:]
+        y_raw = model.head.scores(x)[0, 0, classes.index(label)]  # one head: (HW,)
 
-    figure, axes = new_figure(2.5, columns=5)
+    figure, axes = new_figure(6, rows=2, columns=3)
     show(axes[0, 0], image, "image")
-    for panel, T in zip(axes[0, 1:], (1, 2, 4, INF)):
+    remarks = {0: " (the mean)", INF: " (the maximum)"}
+    for panel, T in zip(axes.flat[1:], (0, 1, 2, 4, INF)):
         s = spatial_attention(y_raw, T)
-        show(panel, overlay(image, s.view(h, w), 1), f"T = {'∞' if T == INF else T}")
+        m_a = (s * y_raw).sum()
+        number = "∞" if T == INF else T
+        show(panel, image, f"T = {number}{remarks.get(T, '')}: {m_a:.1f}")
+        draw_cells(panel, image, s.unflatten(0, x.shape[-2:]))
+    figure.suptitle(f"“{label}”: weights of the cells in %, and their weighted mean score")
     return figure
+
+
+def draw_cells(axes, image, s):
+    """The weights s (h, w) of the cells over an image: the more, the more orange."""
+    h, w = s.shape
+    colors = torch.zeros(h, w, 4)
+    colors[..., :3] = torch.tensor(to_rgb(RED))
+    colors[..., 3] = 0.85 * s.sqrt()  # sqrt: so that 1/64 is seen, too
+    axes.imshow(colors.numpy(), extent=(0, image.width, image.height, 0))
+    for row, column in np.ndindex(h, w):
+        if s[row, column] >= 0.01:
+            axes.text((column + 0.5) * image.width / w, (row + 0.5) * image.height / h,
+                      f"{100 * s[row, column]:.0f}", color="white", fontsize=9, ha="center",
+                      va="center")
 
 
 def maps_of_labels(folder, title):
@@ -246,10 +267,10 @@ def csra_training(args):
 
 
 CE = "cross-entropy"
-FOCAL = "focal: γ = 2"
-PS = "CE + PS: m = 0.05"  # probability shifting: the margin alone
-AF = "AF: γ− = 4"  # asymmetric focusing: the weight alone
-ASL = "ASL: γ− = 4, m = 0.05"
+FOCAL = r"focal: $\gamma$ = 2"
+PS = "CE + PS: only m = 0.05"  # probability shifting
+AF = r"AF: only $\gamma_-$ = 4"  # asymmetric focusing
+ASL = r"ASL: $\gamma_-$ = 4, m = 0.05"
 LOSS_COLORS = {CE: GRAY, FOCAL: BLUE, PS: GREEN, AF: ORANGE, ASL: RED}
 LOSS_SETTINGS = {  # gamma-, m
     CE: (0, 0), FOCAL: (2, 0), PS: (0, 0.05), AF: (4, 0), ASL: (4, 0.05)}
@@ -275,7 +296,7 @@ def asl_loss(args):
     for name, (loss, _) in negative_losses(p, detach=True).items():
         panel.plot(p, loss, color=LOSS_COLORS[name], label=name)
     panel.legend(labelcolor="linecolor", frameon=False)
-    panel.set(xlabel="p, the probability of a label that is not in the image", ylabel="loss, −L−",
+    panel.set(xlabel="p, the probability of a label that is not in the image", ylabel="loss",
               xlim=(0, 1), ylim=(0, 4))
     return figure
 
@@ -329,12 +350,9 @@ def shares_in_training(folder, loss):
         shares = []
 
         def recording(logits, targets):
-            value = loss(logits, targets)
             if logits.requires_grad:  # not when train.py tries the loss before the first step
-                slope, = torch.autograd.grad(value, logits, retain_graph=True)
-                slope = slope.abs()
-                shares.append(float(slope[targets == 0].sum() / slope.sum()))
-            return value
+                shares.append(negatives_share(loss, logits, targets))
+            return loss(logits, targets)
         method, settings = read_command_line(["--model", "asl", "--data", "scenes",
                                               "--out", str(folder)])
         method = SimpleNamespace(**vars(method) | {"loss": recording})
@@ -342,6 +360,14 @@ def shares_in_training(folder, loss):
         file.write_text(json.dumps([settings.epochs, shares]))
     epochs, shares = json.loads(file.read_text())
     return torch.tensor(shares).view(epochs, -1)
+
+
+def negatives_share(loss, logits, targets):
+    """The part of the sum of |dL/dz| that negative labels make, from 0 to 1."""
+    z = logits.detach().requires_grad_()
+    loss(z, targets).backward()
+    slope = z.grad.abs()
+    return float(slope[targets == 0].sum() / slope.sum())
 
 
 # -------------------------------------------------------------------------------- other pictures
@@ -368,12 +394,13 @@ def schedules(args):
             optimizer.step()
             schedule.step()
         panel.plot(torch.arange(len(rates)) / steps, rates, color=BLUE)
-        panel.set(xlabel=f"epoch of {steps} steps", xlim=(0, epochs), ylim=(0, 1.1 * max(rates)))
+        panel.set(xlabel=f"epoch of {steps} steps", xlim=(0, epochs), ylim=(0, 1.1 * max(rates)),
+                  xticks=range(0, epochs + 1, epochs // 4 // 10 * 10 or 10))
         panel.set_title(f"{name}\n{program}", fontsize=12)
         if settings.epochs < epochs:
             panel.axvline(settings.epochs, color=RED, linestyle="--")
-            panel.text(settings.epochs + 2, 1.02 * max(rates), f"stops after {settings.epochs}",
-                       color=RED, fontsize=12)
+            panel.text(settings.epochs + 2, 0.1 * max(rates),
+                       f"training\nstops\nafter {settings.epochs}", color=RED, fontsize=12)
     axes[0, 0].set_ylabel("learning rate × 1000")
     axes[0, 0].text(9, 5, "× 0.1 every\n4 epochs", color=BLUE)
     return figure
@@ -394,7 +421,7 @@ def cprfl_prompts(args):
         unit = torch.nn.functional.normalize(vectors, dim=1)
         cosine = unit @ unit.T  # (K, K)
         pairs = cosine[~torch.eye(len(cosine), dtype=torch.bool)]
-        picture = panel.imshow(cosine, vmin=-1, vmax=1, cmap="RdBu_r")
+        picture = panel.imshow(cosine.numpy(), vmin=-1, vmax=1, cmap="RdBu_r")
         panel.set_title(f"{title}\nmean of pairs: {pairs.mean():.2f}")
         panel.set_xticks(range(len(classes)), classes, rotation=90, fontsize=9)
         panel.set_yticks([])
@@ -454,16 +481,19 @@ PICTURES = {
     "cprfl-prompts": cprfl_prompts, "cprfl-labels": cprfl_labels, "asl-loss": asl_loss,
     "asl-gradient": asl_gradient, "asl-share": asl_share, "schedules": schedules,
     "curve": curve, "readme": readme}
-JPEG = ("csra-labels", "q2l-heads", "q2l-labels", "cprfl-labels", "readme")  # smaller than as PNG
+JPEG = ("csra-temperatures", "csra-labels", "q2l-heads", "q2l-labels", "cprfl-labels", "readme")
 
 
 def write(figure, name, folder):
     """Writes a figure. Raises InputError."""
-    file = Path(folder, f"{name}.{'jpg' if name in JPEG else 'png'}")
-    options = {"pil_kwargs": {"quality": 88}} if name in JPEG else {}
+    file = Path(folder, f"{name}.png")
+    options = {"dpi": DPI}
+    if name in JPEG:  # the noise of scenes and photographs is large as PNG
+        file = file.with_suffix(".jpg")
+        options = {"dpi": JPEG_DPI, "pil_kwargs": {"quality": 85}}
     with explain_errors(file, "choose another --out"):
         file.parent.mkdir(parents=True, exist_ok=True)
-        figure.savefig(file, dpi=DPI, **options)
+        figure.savefig(file, **options)
     print(f"written to {file}: {file.stat().st_size / 1000:.0f} kB")
 
 
