@@ -55,7 +55,12 @@ DPI = 150  # 1200 pixels, which GitHub shrinks to about 800
 JPEG_DPI = 120
 # One color for one thing, in all pictures. They differ for readers who can't tell red from green.
 GRAY, BLUE, GREEN, ORANGE, RED = "#555555", "#0072b2", "#009e73", "#cc8400", "#d55e00"
-SCENE = "scene:1/841"  # an image of the test split of scenes, with five labels
+SCENE = "scene:1/569"  # an image of the test split of scenes, with five labels
+SIDE = 384  # pixels of a scene in a picture; it is drawn with 128
+# The scenes' backbone, test_resnet with --output-stride 16, averages each cell of its last stage
+# with its right and lower neighbors (AvgPool2dSame). So a cell sees what is right of it and below:
+# on average, maps lie 5 of 128 pixels too far left and up. Here, they are drawn this much further.
+SHIFT = 15  # of SIDE
 
 
 # --------------------------------------------------------------------------- runs, images and maps
@@ -96,7 +101,18 @@ def scene(path):
     index = list(test.paths).index(path)
     image = Image.fromarray(test.image(index).permute(1, 2, 0).numpy())
     labels = [name for name, y in zip(test.classes, test.targets[index]) if y == 1]
-    return image.resize((384, 384), Image.Resampling.LANCZOS), labels
+    return image.resize((SIDE, SIDE), Image.Resampling.LANCZOS), labels
+
+
+def inner(image):
+    """The part of a scene that the shifted maps cover."""
+    return image.crop((SHIFT, SHIFT, SIDE, SIDE))
+
+
+def overlay_scene(image, heat, score):
+    """That part, under the colors of a shifted map (h, w)."""
+    seen = image.crop((SHIFT, SHIFT, SIDE + SHIFT, SIDE + SHIFT))
+    return overlay(seen, heat, score).crop((0, 0, SIDE - SHIFT, SIDE - SHIFT))
 
 
 def mean_over_heads(maps):
@@ -152,36 +168,39 @@ def csra_temperatures(args):
     folder = run_on_scenes(args.runs, "csra", "csra")
     model, classes, prepare = open_checkpoint(reported_checkpoint(folder))
     image, _ = scene(SCENE)
-    label = "green triangle"
+    label = "red star"
     with torch.no_grad():
         x = model.features(prepare(image)[None])
         y_raw = model.head.scores(x)[0, 0, classes.index(label)]  # one head: (HW,)
 
     figure, axes = new_figure(6, rows=2, columns=3)
-    show(axes[0, 0], image, "image")
+    show(axes[0, 0], inner(image), "image")
     remarks = {0: " (the mean)", INF: " (the maximum)"}
     for panel, T in zip(axes.flat[1:], (0, 1, 2, 4, INF)):
         s = spatial_attention(y_raw, T)
         m_a = (s * y_raw).sum()
         number = "∞" if T == INF else T
-        show(panel, image, f"T = {number}{remarks.get(T, '')}: {m_a:.1f}")
-        draw_cells(panel, image, s.unflatten(0, x.shape[-2:]))
+        show(panel, inner(image), f"T = {number}{remarks.get(T, '')}: {m_a:.1f}")
+        draw_cells(panel, s.unflatten(0, x.shape[-2:]))
+        print(f"T = {number}: highest weights {[f'{w:.2f}' for w in s.topk(4)[0]]}, {m_a:.2f}")
     figure.suptitle(f"“{label}”: weights of the cells in %, and their weighted mean score")
     return figure
 
 
-def draw_cells(axes, image, s):
-    """The weights s (h, w) of the cells over an image: the more, the more orange."""
+def draw_cells(axes, s):
+    """The weights s (h, w) of the cells over a scene: the more, the more orange."""
     h, w = s.shape
     colors = torch.zeros(h, w, 4)
     colors[..., :3] = torch.tensor(to_rgb(RED))
     colors[..., 3] = 0.85 * s.sqrt()  # sqrt: so that 1/64 is seen, too
-    axes.imshow(colors.numpy(), extent=(0, image.width, image.height, 0))
+    axes.imshow(colors.numpy(), extent=(0, SIDE, SIDE, 0))
+    axes.set(xlim=(0, SIDE - SHIFT), ylim=(SIDE - SHIFT, 0))
     for row, column in np.ndindex(h, w):
-        if s[row, column] >= 0.01:
-            axes.text((column + 0.5) * image.width / w, (row + 0.5) * image.height / h,
-                      f"{100 * s[row, column]:.0f}", color="white", fontsize=9, ha="center",
-                      va="center")
+        percent = 100 * s[row, column].item()
+        if percent >= 1:
+            axes.text((column + 0.5) * SIDE / w, (row + 0.5) * SIDE / h,
+                      f"{percent:.0f}" if percent >= 10 else f"{percent:.1f}", color="white",
+                      fontsize=9, ha="center", va="center")
 
 
 def maps_of_labels(folder, title):
@@ -191,29 +210,29 @@ def maps_of_labels(folder, title):
     maps = mean_over_heads(maps)
     names = [*labels, *highest_wrong(classes, scores, labels, count=2)]
 
-    figure, axes = new_figure(4.9, rows=2, columns=4)
-    show(axes[0, 0], image, "image")
+    figure, axes = new_figure(4.7, rows=2, columns=4)
+    show(axes[0, 0], inner(image), "image")
     for panel, name in zip(axes.flat[1:], names):
         k = classes.index(name)
-        show(panel, overlay(image, maps[k], scores[k]), caption(name, scores[k], labels),
+        show(panel, overlay_scene(image, maps[k], scores[k]), caption(name, scores[k], labels),
              color_of(name, labels))
-    figure.suptitle(f"{title}   ✓ in the image   ✗ not in the image")
+    figure.suptitle(f"{title}, and its score.   ✓ in the image   ✗ not", fontsize=13)
     return figure
 
 
 def csra_labels(args):
     folder = run_on_scenes(args.runs, "csra", "csra")
-    return maps_of_labels(folder, "CSRA: where each label looks, and its score.")
+    return maps_of_labels(folder, "CSRA: where each label looks")
 
 
 def q2l_labels(args):
     folder = run_on_scenes(args.runs, "q2l", "q2l")
-    return maps_of_labels(folder, "Q2L: where each label query looks, and its score.")
+    return maps_of_labels(folder, "Q2L: where each query looks")
 
 
 def cprfl_labels(args):
     folder = run_on_scenes(args.runs, "cprfl", "cprfl", "--text", "random")
-    return maps_of_labels(folder, "CPRFL: where each prompt looks, and its score.")
+    return maps_of_labels(folder, "CPRFL: where each prompt looks")
 
 
 def q2l_heads(args):
@@ -224,43 +243,45 @@ def q2l_heads(args):
     layers, heads = maps.shape[:2]
     names = labels[:3]
 
-    figure, axes = new_figure(4.2, rows=len(names), columns=1 + layers * heads)
+    figure, axes = new_figure(3.3, rows=len(names), columns=1 + layers * heads)
     for row, name in zip(axes, names):
         k = classes.index(name)
-        show(row[0], image)
-        row[0].text(-20, 192, name.replace(" ", "\n"), ha="right", va="center", fontsize=12)
+        show(row[0], inner(image))
+        row[0].text(-20, SIDE / 2, name.replace(" ", "\n"), ha="right", va="center", fontsize=12)
         for panel, index in zip(row[1:], np.ndindex(layers, heads)):
-            show(panel, overlay(image, maps[index][k], 1))
+            show(panel, overlay_scene(image, maps[index][k], 1))
     for panel, index in zip(axes[0, 1:], np.ndindex(layers, heads)):
         panel.set_title(head_name(index).replace(", ", "\n"), fontsize=12)
     return figure
 
 
-def training_curves(runs, colors, names):
-    """Loss and mAP by epoch, in two panels. names: of the lines."""
-    figure, axes = new_figure(3.2, columns=2)
-    left, right = axes[0]
-    for run, color, name in zip(runs, colors, names):
-        left.plot(run.epoch, run.loss, "o-", color=color)
-        right.plot(run.epoch, run.mAP, "o-", color=color)
-        write_beside(right, run.epoch[-1], run.mAP[-1], name or f"{run.mAP[-1]:.1f}", color)
-    left.set(xlabel="epoch", ylabel="training loss", ylim=(0, None))
-    right.set(xlabel="epoch", ylabel="test mAP (%)", ylim=(0, 103))
-    for panel in (left, right):
-        panel.xaxis.get_major_locator().set_params(integer=True)
-    return figure
-
-
 def curve(args):
     run = read_run(run_on_scenes(args.runs, "csra", "csra"))
-    return training_curves([run], [BLUE], [""])
+    figure, _ = training_curves({BLUE: run})
+    return figure
 
 
 def csra_training(args):
     """The same run beside the usual classifier: lambda = 0."""
     csra = read_run(run_on_scenes(args.runs, "csra", "csra"))
     usual = read_run(run_on_scenes(args.runs, "csra-lam0", "csra", "--lam", "0"))
-    return training_curves([csra, usual], [BLUE, GRAY], ["λ = 1", "λ = 0"])
+    figure, right = training_curves({BLUE: csra, GRAY: usual})
+    right.text(3.3, 79, "CSRA: λ = 1", color=BLUE)
+    right.text(3.3, 33, "usual classifier: λ = 0", color=GRAY)
+    return figure
+
+
+def training_curves(runs):
+    """Loss and mAP by epoch, in two panels. runs: color -> run. Returns the right panel, too."""
+    figure, axes = new_figure(3.2, columns=2)
+    left, right = axes[0]
+    for color, run in runs.items():
+        left.plot(run.epoch, run.loss, "o-", color=color)
+        right.plot(run.epoch, run.mAP, "o-", color=color)
+        write_beside(right, run.epoch[-1], run.mAP[-1], f"{run.mAP[-1]:.1f}", color)
+    left.set(xlabel="epoch", ylabel="training loss", ylim=(0, None))
+    right.set(xlabel="epoch", ylabel="test mAP (%)", ylim=(0, 103))
+    return figure, right
 
 
 # -------------------------------------------------------------------------------------- pictures of ASL
@@ -416,18 +437,20 @@ def cprfl_prompts(args):
                   "prompts, untrained": initial.category_prompts(),
                   "prompts, trained": trained.category_prompts()}
 
-    figure, axes = new_figure(4.3, columns=3)
+    figure, axes = new_figure(4.5, columns=3)
     for panel, (title, vectors) in zip(axes[0], panels.items()):
         unit = torch.nn.functional.normalize(vectors, dim=1)
         cosine = unit @ unit.T  # (K, K)
         pairs = cosine[~torch.eye(len(cosine), dtype=torch.bool)]
-        picture = panel.imshow(cosine.numpy(), vmin=-1, vmax=1, cmap="RdBu_r")
+        picture = panel.imshow(cosine.numpy(), vmin=0, vmax=1, cmap="Oranges")
         panel.set_title(f"{title}\nmean of pairs: {pairs.mean():.2f}")
+        print(f"{title}: cosines of pairs {pairs.min():.2f} to {pairs.max():.2f}")
         panel.set_xticks(range(len(classes)), classes, rotation=90, fontsize=9)
         panel.set_yticks([])
         panel.grid(False)
     axes[0, 0].set_yticks(range(len(classes)), classes, fontsize=9)
-    figure.colorbar(picture, ax=axes, shrink=0.6, label="cosine of two labels")
+    figure.colorbar(picture, ax=axes, location="bottom", shrink=0.5, aspect=30,
+                    label="cosine of two labels' vectors")
     return figure
 
 
@@ -450,28 +473,31 @@ def folder_of_photos(args, name):
 
 def readme(args):
     """A photograph, and maps of its labels (columns) by three methods (rows)."""
-    with explain_errors(args.photo, "--photo needs an image"):
+    with explain_errors(args.photo, "--photo needs an image, --crop a part of it"):
         image = Image.open(args.photo).convert("RGB")
+        if args.crop:
+            image = image.crop([int(number) for number in args.crop.split(",")])
     labels = args.labels.split(",")
     names = labels + (args.wrong.split(",") if args.wrong else [])
-    methods = {"CSRA": "csra", "Q2L": "q2l", "CPRFL": "cprfl"}
 
-    figure = Figure(figsize=(WIDTH, args.height), layout="constrained")
-    photo, maps_of = figure.subfigures(1, 2, width_ratios=[1.3, len(names)])
+    tile_height = image.height / image.width * WIDTH / (1.5 + len(names))
+    figure = Figure(figsize=(WIDTH, 3 * tile_height + 1.2), layout="constrained")
+    photo, maps_of = figure.subfigures(1, 2, width_ratios=[1.5, len(names)])
     show(photo.subplots(), image)
-    axes = maps_of.subplots(len(methods), len(names), squeeze=False)
-    for row, (title, method) in zip(axes, methods.items()):
-        classes, scores, maps = look(folder_of_photos(args, method), image)
+    axes = maps_of.subplots(3, len(names), squeeze=False)
+    for row, method in enumerate(["CSRA", "Q2L", "CPRFL"]):
+        classes, scores, maps = look(folder_of_photos(args, method.lower()), image)
         maps = mean_over_heads(maps)
-        for panel, name in zip(row, names):
+        for panel, name in zip(axes[row], names):
             with explain_errors("--labels", f"the classes are {', '.join(classes)}"):
                 k = classes.index(name)
             heading = f"{scores[k]:.2f}"
-            if row is axes[0]:
-                heading = f"{'✓' if name in labels else '✗'} {name}\n{heading}"
+            if row == 0:
+                mark = "✓" if name in labels else "✗"
+                heading = f"{mark} {name}\n{heading}"
             show(panel, overlay(image, maps[k], scores[k]), heading, color_of(name, labels))
-        row[0].text(-0.05, 0.5, title, rotation=90, va="center", ha="right",
-                    transform=row[0].transAxes)
+        axes[row, 0].text(-0.06, 0.5, method, rotation=90, va="center", ha="right",
+                          transform=axes[row, 0].transAxes)
     return figure
 
 
@@ -527,7 +553,7 @@ def main(argv=None):
     flag("--photo", metavar="FILE", help="readme: the photograph")
     flag("--labels", metavar="A,B", help="readme: the labels to show, all in the photograph")
     flag("--wrong", metavar="C", help="readme: labels to show that are not in the photograph")
-    flag("--height", type=float, default=4, help="readme: height of the picture in inches; 8 wide")
+    flag("--crop", metavar="X,Y,X,Y", help="readme: left, top, right, bottom of a part, in pixels")
     args = parser.parse_args(argv)
     with matplotlib.rc_context(STYLE):
         for name in names_to_draw(args, parser):
