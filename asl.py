@@ -44,7 +44,7 @@ label is missing, so it is pushed less than one at 0.9. With 3 positives and 77 
 Run: python asl.py                              synthetic scenes on a CPU: 99.1 mAP
                                                 (mAP: mean average precision, see lib/metrics.py)
      python asl.py --data coco2014 --root ROOT  the paper has 86.6 mAP; not run here
-More: what differs from the paper and from the released code stands at the end of this file.
+More: docs/asl.md goes through the paper step by step, and lists what differs from it here.
 To copy: asymmetric_loss and the functions from there to the baseline need only torch and math.
 """
 import math
@@ -326,6 +326,11 @@ SCENES = {  # small, for a CPU
     "mean": (0.5, 0.5, 0.5), "std": (0.25, 0.25, 0.25), "augment": ("flip",),
     "optimizer": "adamw", "lr": 3e-3, "weight_decay": 1e-2, "schedule": "onecycle",
     "pct_start": 0.2, "epochs": 8, "batch_size": 64, "head_std": 0.1}  # with 0.01: 73 mAP
+SMALL = {  # a few hundred or thousand images of your own, also without a GPU
+    "backbone": "tf_efficientnet_lite0.in1k", "pretrained": True, "image_size": 224,
+    "freeze_bn": True, "augment": ("flip",), "optimizer": "adamw", "lr": 2e-4,
+    "weight_decay": 1e-2, "schedule": "onecycle", "epochs": 4, "min_steps": 500,
+    "batch_size": 16, "head_lr": 10.}
 RECIPES = {  # the first is the default
     "scenes": SCENES,
     "scenes-lt": dict(SCENES, epochs=40),
@@ -333,6 +338,7 @@ RECIPES = {  # the first is the default
     "csv": dict(
         COCO, epochs=20, schedule_epochs=20, ema_warmup=True, drop_last=True,
         drop_unlabelled=False, note=""),
+    "small": SMALL,
     "coco-lt": LONG_TAIL,
     "voc-lt": LONG_TAIL,
     "coco2014": COCO,
@@ -344,41 +350,6 @@ RECIPES = {  # the first is the default
         COCO, image_size=240, epochs=12, drop_unlabelled=False,
         note="for 65.2 mAP: stops after 12 of 80 epochs, as Query2Label's logs suggest"),
 }
-
-# ------------------------------------------ where the paper, the released code and this file differ
-# - Focusing weights: the paper's Eq. 8 differentiates through them, in the released code they carry
-#   no gradient by default. Here, as released; detach=False (--no-detach) is the paper's loss.
-# - The rows of the paper's Table 2 (COCO, TResNet-L), as flags added to --data coco2014:
-#       cross-entropy  84.0 mAP  --gamma-neg 0 --margin 0
-#       focal loss     85.1      --loss focal
-#       focusing       86.3      --gamma-neg 3 --margin 0
-#       margin         86.3      --gamma-neg 2 --gamma-pos 2 --margin 0.3
-#       both           86.6      no flag
-#   The curves AF (--margin 0) and CE+PS (--gamma-neg 0) of Fig. 3 are no rows of Table 2.
-# - Reported epoch: the released script trains 41 of its schedule's 80 epochs and picks the best one
-#   on the test set, for the raw weights or their moving average (EMA), whichever is better. Here:
-#   the EMA weights after the recipe's fixed epoch. Only one public log runs to the end of its
-#   schedule. Its EMA ends 3.5 mAP below its best.
-# - EMA: as released, the full decay from the first step; in the recipes for own and long-tailed
-#   data, the decay warms up. ASL's author says that the paper's runs had a better EMA than the
-#   released code.
-# - Augmentation: in the paper's runs, on the GPU. ASL's author says that this is faster, that the
-#   accuracy is similar, and that the released script reproduces the paper. Here: the script's.
-# - Reduction: a sum over batch and classes, as released. If you choose this loss with --loss asl,
-#   it is reduced as the method's own loss is.
-# - Logarithm: the released code takes the log of max(p, 1e-8). In fp16, 1e-8 is 0, so this is
-#   not a bound. In float32, it stops the gradient of a confident mistake. Here, the loss runs in
-#   float32 or higher, and log p is a logsigmoid. With a margin, log(1 - p_m) needs no bound.
-# - Precision: the released script trains in fp16. Here, train.py uses bf16 where the hardware has
-#   it, and fp16 on older GPUs (--amp off: float32).
-# - Image size: 224 px by default in the released script, 448 px in the paper. Here: 448, and 240 on
-#   NUS-WIDE, as ASL's author says (the released table says 448).
-# - VOC: ASL released no code for it. Here, difficult objects are negative at test time, as in
-#   SSGRL's loader and a port of Query2Label to VOC; for ASL's figure, this is an inference.
-# - CF1: the released script averages the F1 of the classes, at threshold 0.8. Here, as in the
-#   papers' tables, it is the F1 of the mean precision and the mean recall, at 0.5.
-# - Inputs: in [0, 1], not normalized with mean and std, as released.
-# - Left out: adaptive asymmetry (Eq. 9 to 11).
 
 if __name__ == "__main__":
     import sys

@@ -49,7 +49,7 @@ large. So no T suits all classes: hence several heads.
 Run: python csra.py                             synthetic scenes on a CPU: 99.8 mAP in 1 to 2.5 min
                                                 (mAP: mean average precision, see lib/metrics.py)
      python csra.py --data voc2007 --root ROOT  the paper has 94.7 mAP; not run here
-More: what differs from the paper and from the released code stands at the end of this file.
+More: docs/csra.md, a walk-through, and what differs from the paper and from the released code.
 To copy: the part from INF to at_least_float32 needs only torch and math.
 """
 import math
@@ -172,9 +172,9 @@ def loss(logits, targets):
 
 # ----------------------------------- Fig. 1: at test time only, for a model that averages its cells
 # A few lines raise the mAP of the usual classifier without training it: of asl.py's on photographs
-# of COCO at 320 px, from 63.4 to 66.9 with lambda 1 (see README). This is CSRA with one head and T
-# = infinity, but its classifier was trained on the average alone. `python eval.py --residual
-# LAMBDA` uses it, no training does.
+# of COCO at 320 px, from 63.4 to 66.9 with lambda 1 (see docs/results.md). This is CSRA with one
+# head and T = infinity, but its classifier was trained on the average alone. `python eval.py
+# --residual LAMBDA` uses it, no training does.
 
 
 def residual(y_raw, lam):
@@ -275,10 +275,16 @@ SCENES = {
     "mean": (0.5, 0.5, 0.5), "std": (0.25, 0.25, 0.25), "augment": ("flip",),
     "optimizer": "adamw", "lr": 3e-3, "weight_decay": 1e-2, "schedule": "onecycle", "epochs": 8,
     "batch_size": 64, "lam": 1.}
+SMALL = {  # a few hundred or thousand images of your own, also without a GPU
+    "backbone": "tf_efficientnet_lite0.in1k", "pretrained": True, "image_size": 224,
+    "freeze_bn": True, "augment": ("flip",), "optimizer": "adamw", "lr": 2e-4,
+    "weight_decay": 1e-2, "schedule": "onecycle", "epochs": 4, "min_steps": 500,
+    "batch_size": 16, "lam": 0.2}
 RECIPES = {  # the first is the default
     "scenes": SCENES,
     "scenes-lt": dict(SCENES, epochs=40),
     "csv": dict(PAPER, drop_last=True, note=""),  # BatchNorm needs more than one image
+    "small": SMALL,
     "coco-lt": LONG_TAIL,
     "voc-lt": LONG_TAIL,
     "voc2007": PAPER,
@@ -294,26 +300,6 @@ RECIPES = {  # the first is the default
         mean=(0.5, 0.5, 0.5), std=(0.5, 0.5, 0.5), augment=("flip",), decay_epochs=5, lam=0.3,
         note="for 89.0 mAP, that of the released checkpoint; reports the last epoch"),
 }
-
-# ------------------------------------------ where the paper, the released code and this file differ
-# - Learning rates: the paper says 0.1 for the backbone and 0.01 for the classifier. Its author says
-#   that the two are swapped. Here, as released: `lr` for the backbone, 10 x `lr` for the
-#   classifier.
-# - COCO with ResNet-101: the paper has 83.5 mAP; with how many heads is not known here. The
-#   released checkpoint has 4 heads and 83.3 mAP, the released command 6. Here: 4, lambda 0.5.
-# - WIDER: 89.0 mAP is the figure of the released checkpoint.
-# - VOC 2012: 96.1 mAP on the test server stands in a listing; its settings are not known.
-# - The numbers of Eq. 1 to 6 and of Section 3.4 are not checked against the PDF.
-# - Reported epoch: the released script prints every epoch and picks none. Here: the last epoch.
-# - VOC's difficult objects: negative in training, ignored at test time, as released.
-# - WIDER's unspecified attributes: negative in training, ignored in AP, as released. In CF1 and
-#   OF1, the released code counts them as negative. Here, they are ignored.
-# - ResNet inputs: in [0, 1], not normalized with mean and std, as released. The paper doesn't say.
-# - Precision: float32 in the released code. Here, train.py uses bf16 where the hardware has it, and
-#   fp16 on older GPUs (--amp off: float32). Scores are pooled in float32 or higher.
-# - Infinite temperature, which takes the maximum: 99 in the released code, math.inf here.
-# - Warm-up: in the released code, the learning rate of the first step is 0, so this step changes
-#   nothing. Here, that step is left out.
 
 if __name__ == "__main__":
     import sys

@@ -402,11 +402,17 @@ SCENES = {  # small, for a CPU
     "optimizer": "adamw", "lr": 7e-4, "weight_decay": 1e-2, "schedule": "onecycle",
     "pct_start": 0.2, "epochs": 8, "batch_size": 32, "d_model": 128, "ffn": 256, "dropout": 0.,
     "freeze": False}
+SMALL = {  # a few hundred or thousand images of your own, also without a GPU
+    "backbone": "tf_efficientnet_lite0.in1k", "pretrained": True, "image_size": 224,
+    "freeze_bn": True, "augment": ("flip",), "optimizer": "adamw", "lr": 1e-4,
+    "weight_decay": 1e-2, "schedule": "onecycle", "epochs": 4, "min_steps": 500,
+    "batch_size": 16, "head_lr": 3., "d_model": 512, "ffn": 2048}
 RECIPES = {  # the first is the default
     "scenes": SCENES,
     "scenes-lt": dict(SCENES, epochs=40),
     # no public log shows where to stop, so this runs the whole schedule
     "csv": dict(COCO, epochs=20, schedule_epochs=20, ema_warmup=True, note=""),
+    "small": SMALL,
     "coco-lt": LONG_TAIL,
     "voc-lt": LONG_TAIL,
     "coco2014": COCO,

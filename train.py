@@ -4,7 +4,7 @@ Run: python train.py --model csra [--data NAME --root ROOT] [flags]    --help li
      torchrun --nproc_per_node=8 train.py ...                          one process per GPU
 
 A method is a module with
-    RECIPES        data set -> settings; the first data set is the default
+    RECIPES        data set, or name for --recipe -> settings; the first is the default
     build          (classes, *, backbone, pretrained, image_size, ...) -> a model: images
                    (B, 3, H, W) to logits (B, K); `model.backbone` is a timm model
     loss           (logits, targets, ...) -> a scalar; targets are 1, 0 or -1 (unknown)
@@ -53,6 +53,7 @@ from lib.outputs import (
     loss_unit,
     machine,
     output_folder,
+    reach_min_steps,
     run_warnings,
     start_log,
     summary,
@@ -76,6 +77,7 @@ def train(method, settings):
     monitor = "val" if "val" in splits else "test"
     train_loader = make_loader(train_set, settings, training=True)
     monitor_loader = make_loader(splits[monitor], settings, training=False)
+    reach_min_steps(settings, steps_per_epoch=len(train_loader))
     normalize = Normalize(settings.mean, settings.std, device)
     class_counts = (train_set.targets == 1).sum(axis=0).tolist()
     tail_counts = class_counts if is_long_tailed(settings) else None  # head, medium, tail

@@ -74,6 +74,15 @@ def continue_run(out, parts, fingerprints):
     return history
 
 
+def reach_min_steps(settings, steps_per_epoch):
+    """Sets settings.epochs higher, if they have fewer steps than --min-steps."""
+    needed = math.ceil(settings.min_steps / max(steps_per_epoch, 1))
+    if needed > settings.epochs:
+        print_once(f"{steps_per_epoch} steps per epoch: {needed} epochs instead of "
+                   f"{settings.epochs}, for at least {settings.min_steps} steps")
+        settings.epochs = needed
+
+
 def machine(device, amp_dtype):
     """What the numbers of a run may depend on."""
     return {"torch": str(torch.__version__), "device": str(device), "autocast": str(amp_dtype),
@@ -169,7 +178,7 @@ def best_of(history):
 def announce(method, settings, splits, model, run):
     """Prints in a few lines what is trained on what. The log has all settings."""
     print_once(f"{settings.model} on {settings.data}, writes to {settings.out}")
-    name = recipe_name(method, settings.data) or "no data set, only defaults"
+    name = recipe_name(method, settings.data, settings.recipe) or "no data set, only defaults"
     print_once(f"recipe: {settings.note or f'that of {settings.model} for {name}'}")
     changed = changed_settings(method, settings)
     if changed:

@@ -24,6 +24,7 @@ SAME_KIND = {  # data set -> the one whose recipe is used if a method has none f
     "coco2017": "coco2014", "nuswide": "coco2014", "vg500": "coco2014",
     "voc2012": "voc2007", "voc2012-server": "voc2007",
     "coco-lt": "voc-lt", "voc-lt": "coco-lt", "scenes-lt": "scenes"}
+OWN_IMAGES = ("csv", "small", None)  # recipes without mean and std: the backbone's are used
 MAY_CHANGE = {"resume", "workers", "root", "out", "compile", "download"}  # when a run is resumed
 
 
@@ -34,8 +35,8 @@ def read_command_line(argv):
     """
     if argv is None:
         argv = sys.argv[1:]
-    method, data = method_and_data(argv)
-    recipe = recipe_for(method, data)
+    method, data, name = method_and_data(argv)
+    recipe = recipe_for(method, data, name)
     parser = make_parser(method)
     parser.set_defaults(data=data, **recipe)
     settings = parser.parse_args(argv)
@@ -57,23 +58,26 @@ def read_command_line(argv):
                          "whole command with --resume, which starts it again")
         if "epochs" in given and "schedule_epochs" not in given:
             settings.schedule_epochs = 0  # else a short run might end while the learning rate rises
+        if "epochs" in given and "min_steps" not in given:
+            settings.min_steps = 0  # these epochs are meant
         complete(settings, given, parser, method)
     return method, settings
 
 
-def recipe_name(method, data):
-    """The data set whose recipe is used: `data`, one of the same kind, or csv. None without one."""
-    for name in (data, SAME_KIND.get(data), "csv"):
+def recipe_name(method, data, recipe=""):
+    """The name of the recipe in method.RECIPES: `recipe` if it is given, else the data set's, that
+    of one of the same kind, or csv. None without one."""
+    for name in (recipe, data, SAME_KIND.get(data), "csv"):
         if name in method.RECIPES:
             return name
     return None
 
 
-def recipe_for(method, data):
+def recipe_for(method, data, recipe=""):
     """The recipe: settings that replace the defaults of make_parser."""
-    name = recipe_name(method, data)
-    if name == data:
-        return method.RECIPES[data]
+    name = recipe_name(method, data, recipe)
+    if name in (data, recipe):
+        return method.RECIPES[name]
     what = f"the one for {name}"
     if name is None:
         what = "the defaults of lib/settings.py"
@@ -84,23 +88,27 @@ def recipe_for(method, data):
 
 
 def method_and_data(argv):
-    """The method's module and the data set that a command line names: the defaults of all other
-    flags depend on them."""
+    """The method's module, the data set and the recipe that a command line names: the defaults of
+    all other flags depend on them."""
     parser = argparse.ArgumentParser(usage=USAGE, allow_abbrev=False, add_help=False)
     add_what(parser)
+    parser.add_argument("--recipe", default="")
     chosen, _ = parser.parse_known_args(argv)
     method = import_method(chosen.model)
-    return method, chosen.data or next(iter(method.RECIPES))
+    if chosen.recipe and chosen.recipe not in method.RECIPES:
+        parser.error(f"--recipe {chosen.recipe}: {chosen.model} has "
+                     f"{', '.join(method.RECIPES)}")
+    return method, chosen.data or next(iter(method.RECIPES)), chosen.recipe
 
 
 def changed_settings(method, settings):
     """In words: the settings that are not those of the recipe."""
     parser = make_parser(method)
-    name = recipe_name(method, settings.data)
+    name = recipe_name(method, settings.data, settings.recipe)
     parser.set_defaults(**method.RECIPES.get(name, {}))
     recipe = vars(parser.parse_args([]))
-    expected = {"model", "data", "root", "out", "note", "resume", "download", "workers"}
-    if name in ("csv", None):
+    expected = {"model", "data", "recipe", "root", "out", "note", "resume", "download", "workers"}
+    if name in OWN_IMAGES:
         expected |= {"mean", "std"}  # those of the backbone
     changed = []
     for key, value in vars(settings).items():
@@ -133,6 +141,8 @@ def make_parser(method):
     parser.set_defaults(note="")  # of a recipe: printed before training
     group = parser.add_argument_group("what to train on what")
     add_what(group)
+    group.add_argument("--recipe", default="", choices=["", *method.RECIPES], metavar="NAME",
+                       help="a recipe of another name than --data; small: for few images or no GPU")
     add_data_flags(group)
     flag = partial(add_flag, group)
     flag("--augment", (), "some of crop,flip,cutout,randaugment", kind=names)
@@ -168,6 +178,7 @@ def make_parser(method):
     flag("--decay-epochs", 1, "step: multiply the learning rate by 0.1 every N epochs")
     flag("--warmup-epochs", 0.0, "step and cosine: epochs of linear warm-up")
     flag("--epochs", 30, "epochs to train; without --schedule-epochs, the schedule is as long")
+    flag("--min-steps", 0, "train more epochs, if --epochs have fewer steps than this")
     flag("--schedule-epochs", 0, "length of a schedule that training cuts short; 0: --epochs")
     flag("--batch-size", 16, "images per step, over all processes and micro-batches")
     flag("--drop-last", True, "leave out the last, smaller batch of an epoch")
@@ -304,7 +315,7 @@ def complete(settings, given, parser, method):
     """Checks the settings of a command line and adds those that follow from others. given: the
     names of those that are typed."""
     check_settings(settings, given, parser, method)
-    if recipe_name(method, settings.data) in ("csv", None):  # not a paper's images
+    if recipe_name(method, settings.data, settings.recipe) in OWN_IMAGES:
         set_normalization(settings, given)
 
 
@@ -353,6 +364,8 @@ def check_settings(settings, given, parser, method):
     if 0 < settings.schedule_epochs < settings.epochs:
         parser.error(f"--epochs {settings.epochs}: the schedule ends earlier; --schedule-epochs 0 "
                      "makes it last as long")
+    if settings.min_steps and settings.schedule_epochs:
+        parser.error("--min-steps also makes the schedule longer: it needs --schedule-epochs 0")
     if settings.ema >= 1:
         parser.error("--ema: the decay must be below 1")
     if settings.report == "ema" and "report" in given and settings.ema == 0:

@@ -2,6 +2,8 @@
 import importlib
 import json
 import os
+import re
+import shlex
 import subprocess
 import sys
 import zlib
@@ -13,7 +15,7 @@ import torch
 
 os.environ["HF_HUB_OFFLINE"] = "1"  # before the hub's client is imported: no test uses the network
 HERE = Path(__file__).parent
-sys.path.insert(0, str(HERE.parent))
+sys.path[:0] = [str(HERE.parent), str(HERE.parent / "docs")]
 PARITY = json.loads((HERE / "parity.json").read_text())  # figures of the released models
 
 
@@ -79,7 +81,7 @@ def shared_figures(name):
 
 
 def print_difference(method, found, expected):
-    """README's figures: `python -m pytest -s --slow -k parity tests`; relative to the largest value."""
+    """For docs/results.md: `python -m pytest -s --slow -k parity tests`; relative to the largest."""
     found, expected = torch.as_tensor(found).detach(), torch.tensor(expected)
     print(f"\n{method}: {((found - expected).abs().max() / expected.abs().max()).item():.0e}")
 
@@ -91,3 +93,25 @@ def run(*command, cwd=HERE.parent, ok=True):
                           env=os.environ | {"OMP_NUM_THREADS": "1"})
     assert (done.returncode == 0) == ok, done.stdout + done.stderr
     return done.stdout + done.stderr
+
+
+def page_commands():
+    """(page, words) of each command on README and docs/*.md, once each: the lines of code blocks,
+    and inline code, that begin with python or torchrun."""
+    from excerpts import pages
+    found = {}
+    for page in pages():
+        text = page.read_text("utf-8").replace("\\\n", " ")  # a command that goes on in the next line
+        commands = re.findall(r"(?<!`)`((?:python|torchrun)\s[^`]*)`(?!`)", text)
+        in_block = False
+        for line in text.splitlines():
+            if line.lstrip().startswith("```"):
+                in_block = not in_block
+            elif (in_block or line.startswith("    ")) and "`" not in line:
+                commands += re.findall(r"^ *((?:python|torchrun) .*)$", line)
+        for command in commands:
+            words = shlex.split(command, comments=True)
+            end = [i for i, word in enumerate(words) if word in (">", "|", "&&")]
+            words = tuple(words[:end[0]] if end else words)
+            found.setdefault(words, page.name)
+    return [(page, words) for words, page in found.items()]

@@ -152,7 +152,7 @@ def training(args):
     for name in METHODS:
         out = Path(args.folder, name)
         more = ["--data", "scenes", "--out", out, *args.scenes]
-        if name == "cprfl":  # 20 orthogonal features in place of CLIP's: not README's figure
+        if name == "cprfl":  # 20 orthogonal features in place of CLIP's: not the pages' figure
             np.save(f"{args.folder}/scenes.npy", np.eye(20, 64, dtype=np.float32))
             more += ["--text-features", f"{args.folder}/scenes.npy"]
         begin = time.time()

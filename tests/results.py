@@ -1,4 +1,4 @@
-"""The figures of README and RESULTS.md: runs the commands, keeps what they give, writes the tables.
+"""The figures of README and docs/: runs the commands, keeps what they give, writes the tables.
 
 Run: python tests/results.py --data DIR --steps photographs,evaluations,scenes,parity,speed
      python tests/results.py                          only the tables, from tests/results.json
@@ -17,14 +17,18 @@ import sys
 import tempfile
 import zlib
 from functools import partial
-from itertools import accumulate
 from pathlib import Path
 
 import torch
-from PIL import Image, ImageDraw, ImageFont
 
 ROOT = Path(__file__).parent.parent
-FILE, PAGES = ROOT / "tests/results.json", (ROOT / "README.md", ROOT / "tests/RESULTS.md")
+sys.path.insert(0, str(ROOT))
+
+from lib.models import METHODS, import_method
+from lib.settings import make_parser
+
+FILE = ROOT / "tests/results.json"
+PAGES = [ROOT / "README.md", *sorted(ROOT.glob("docs/*.md"))]
 SEEDS = (0, 1, 2)
 
 LITE = ("--backbone tf_efficientnet_lite0.in1k --image-size 128 --augment flip --optimizer adamw "
@@ -110,7 +114,6 @@ ROWS["coco18, BatchNorm trained, 320 px"] = [("CSRA", CSRA, ("--lr 2e-4", "--lr 
 ROWS["xray, 400 px"] = []  # at 128 px, trained BatchNorm was better on X-rays
 ROWS["xray, BatchNorm trained, 400 px"] = [
     ("CSRA", CSRA, XRAY), ("CSRA without attention", POOLED, XRAY)]
-PHOTOGRAPHS = ("coco-mini/val2017/000000397133.jpg", "coco-mini/train2017/000000547503.jpg")
 SCENES = ("csra.py", "q2l.py --data scenes", "cprfl.py --data scenes", "asl.py", "cprfl.py")
 BENCH = "tests/bench.py --images coco-mini --only loss,heads,steps,input"
 GPU = "python tests/gpu.py"  # its figures; they are entered by hand
@@ -238,28 +241,6 @@ def run_evaluations(args):
                 evaluated_tuned(args, run)
                 for lam in ("0.1", "0.3", "1") if command.startswith(BCE) else ():
                     evaluated(args, run, "--residual", lam)
-
-
-def run_picture(args):
-    """README's first image: what tools.predict --heatmaps draws for each method, in rows."""
-    table, rows, names = "coco18, 320 px", [], ("CSRA", "Q2L", "CPRFL")
-    for label, command, choices in (row for row in ROWS[table] if row[0] in names):
-        runs = [full(table, command, choice(table, command, choices), seed) for seed in SEEDS]
-        run = next(run for run in runs if (folder(args, run) / "best.pt").is_file())
-        with tempfile.TemporaryDirectory() as temporary:
-            python(args, "-m", "tools.predict", "--tile", "200", "--checkpoint",
-                   str(folder(args, run) / "best.pt"),
-                   *PHOTOGRAPHS, "--heatmaps", temporary, "--threshold", "0.6")
-            sheets = [Image.open(file).convert("RGB") for file in sorted(Path(temporary).iterdir())]
-            rows.append((label, sheets))
-    widths = [max(sheet.width for sheet in column) for column in zip(*(sheets for _, sheets in rows))]
-    heights = [20 + max(sheet.height for sheet in sheets) for _, sheets in rows]  # label, sheets
-    picture = Image.new("RGB", (sum(widths), sum(heights)), "white")
-    for (label, sheets), top in zip(rows, accumulate(heights, initial=0)):
-        ImageDraw.Draw(picture).text((4, top + 2), label, "black", ImageFont.load_default(14))
-        for sheet, left in zip(sheets, accumulate(widths, initial=0)):
-            picture.paste(sheet, (left, top + 20))
-    picture.save(ROOT / "tests/pictures/heatmaps.jpg", quality=72)
 
 
 def run_scenes(args):
@@ -469,13 +450,59 @@ def gpu_speed():
     return table(["on a GPU", "reference", "here", "ratio", "here, with `--compile`"], rows)
 
 
+def parity():
+    """How far our outputs are from those of the released code, with the same weights."""
+    found = KEPT[f"python {PARITY}"]
+    rows = []
+    for model in ("csra", "q2l", "cprfl", "asl"):
+        figures = [f"{found[name]:.0e}".replace("e-0", "e-") if name in found else "-"
+                   for name in (model, f"{model}, training")]
+        rows.append([f"`{model}.py`", *figures])
+    return table(["difference from the released code", "logits (ASL: the loss)",
+                  "losses of eight training steps"], rows)
+
+
+def scenes():
+    """What the main job of each method gives."""
+    rows = []
+    for command in SCENES:
+        found = KEPT[f"{command} --seed 0"]
+        rows.append([f"`python {command}`", f"{found['mAP']:.1f}", f"{found['seconds'] / 60:.1f}"])
+    return table(["on scenes", "mAP", "minutes on two CPU cores"], rows)
+
+
+def recipes():
+    """The settings of the recipes for published figures."""
+    rows = []
+    for model in METHODS:
+        method = import_method(model)
+        for name, recipe in method.RECIPES.items():
+            if not recipe.get("note", "").startswith("for "):  # for 94.7 mAP on VOC 2007
+                continue
+            parser = make_parser(method)
+            parser.set_defaults(**recipe)
+            s = parser.parse_args([])
+            schedule = f"onecycle of {s.schedule_epochs}"
+            if s.schedule == "step":
+                schedule = f"{s.warmup_epochs:g} of warm-up, x 0.1 every {s.decay_epochs}"
+            average = "-"
+            if s.ema > 0:
+                average = f"{s.ema}, from epoch {s.ema_start + 1}"
+            rates = f"{s.optimizer} {s.lr:.0e}, {s.weight_decay:.0e}".replace("e-0", "e-")
+            rows.append([f"`{model}.py --data {name}`", f"`{s.backbone}`", f"{s.image_size} px",
+                         ", ".join(s.augment), f"{s.epochs}, {schedule}", str(s.batch_size), rates,
+                         average])
+    return table(["recipe", "backbone", "image", "augmentation", "epochs, schedule", "batch",
+                  "optimizer, learning rate, weight decay", "EMA"], rows)
+
+
 TABLES = (partial(photographs, ", 320 px"), photographs,
           partial(long_tail, "coco18-lt, 320 px", "long-tailed, 320 px"), long_tail,
           partial(long_tail, "coco18, BatchNorm trained", "BatchNorm trained, 128 px"),
           partial(long_tail, "coco18-lt, BatchNorm trained", "long-tailed, BatchNorm trained, 128 px"),
           partial(grid, "coco18, 320 px", "320 px"), grid, cells,
           partial(small_objects, ", 400 px"), small_objects, residual, speed,
-          gpu_speed)
+          gpu_speed, parity, scenes, recipes)
 
 
 def write():
@@ -500,7 +527,7 @@ def main():
     parser.add_argument("--out", default=tempfile.gettempdir() + "/results", help="of the runs")
     parser.add_argument("--only", default="", help="of the photographs: part of TABLE: LABEL: seed N")
     steps = {"photographs": run_photographs, "evaluations": run_evaluations,
-             "picture": run_picture, "scenes": run_scenes, "parity": run_parity, "speed": run_speed}
+             "scenes": run_scenes, "parity": run_parity, "speed": run_speed}
     parser.add_argument("--steps", default="", help=f"some of {','.join(steps)}; none: the tables")
     args = parser.parse_args()
     for name in filter(None, args.steps.split(",")):

@@ -32,6 +32,78 @@ def short_run(out, *flags):
     train.main(["--model", "csra", *SMALL, "--epochs", "1", *flags, "--out", str(out)])
 
 
+# ---------------------------------------------------------------------- the recipe for small data
+
+
+def photographs(root, count):
+    """`count` noisy images of two classes, and a test split of four."""
+    rng = np.random.default_rng(0)
+    for split, size in {"train": count, "test": 4}.items():
+        rows = [f"{split}{i}.png,{i % 2},{(i + 1) % 2}" for i in range(size)]
+        (root / f"{split}.csv").write_text("\n".join(["image,a,b", *rows]))
+        for i in range(size):
+            pixels = rng.integers(0, 256, (40, 50, 3), np.uint8)
+            Image.fromarray(pixels).save(root / f"{split}{i}.png")
+
+
+def small_recipe(model, root, out, *flags):
+    own_text = ["--text", "random"] if model == "cprfl" else []
+    train.main(["--model", model, "--data", "csv", "--root", str(root), "--recipe", "small",
+                "--no-pretrained", "--image-size", "32", "--workers", "0", "--out", str(out),
+                *own_text, *flags])
+    return log(out)
+
+
+@pytest.mark.parametrize("model", ["csra", "q2l", "cprfl", "asl"])
+def test_few_images_get_more_epochs(model, tmp_path, capsys):
+    photographs(tmp_path, 33)  # 2 steps of 16; the rest of an epoch is dropped
+    first, *epochs, _ = small_recipe(model, tmp_path, tmp_path / "a", "--min-steps", "9")
+    said = capsys.readouterr().out
+    assert "2 steps per epoch: 5 epochs instead of 4, for at least 9 steps" in said
+    assert "recipe: that of " + model + " for small" in said
+    assert len(epochs) == 5 == first["settings"]["epochs"]
+    assert epochs[-1]["lr"] < 1e-3 * epochs[0]["lr"]  # the schedule is as long
+    assert first["settings"]["backbone"] == "tf_efficientnet_lite0.in1k"
+    assert first["settings"]["freeze_bn"] and first["settings"]["mean"] == [0.5, 0.5, 0.5]  # timm's
+
+
+def test_more_epochs_only_where_they_are_needed_and_not_chosen(tmp_path, capsys):
+    photographs(tmp_path, 33)
+    lines = small_recipe("csra", tmp_path, tmp_path / "a", "--min-steps", "8")
+    assert len(lines) == 2 + 4 and "instead of" not in capsys.readouterr().out
+    lines = small_recipe("csra", tmp_path, tmp_path / "b", "--epochs", "1")
+    assert len(lines) == 2 + 1 and "instead of" not in capsys.readouterr().out
+
+
+def test_a_longer_run_resumes_to_the_same_weights(tmp_path, monkeypatch):
+    photographs(tmp_path, 33)
+    small_recipe("csra", tmp_path, tmp_path / "a", "--min-steps", "10")
+
+    def stop_after_the_second(line, *args):
+        if line["epoch"] == 2:
+            raise KeyboardInterrupt
+        return ""
+    monkeypatch.setattr(train, "epoch_in_words", stop_after_the_second)
+    with pytest.raises(KeyboardInterrupt):
+        small_recipe("csra", tmp_path, tmp_path / "b", "--min-steps", "10")
+    monkeypatch.undo()
+    train.main(["--out", str(tmp_path / "b"), "--resume"])
+    states = [torch.load(tmp_path / out / "last.pt", weights_only=True)["model"] for out in "ab"]
+    assert len(log(tmp_path / "b")) == 2 + 5
+    assert all(torch.equal(states[0][key], states[1][key]) for key in states[0])
+
+
+def test_recipes_by_name(tmp_path, capsys):
+    short_run(tmp_path / "a", "--recipe", "scenes-lt")  # another one's settings for the same data
+    assert "recipe: that of csra for scenes-lt" in capsys.readouterr().out
+    with pytest.raises(SystemExit):
+        short_run(tmp_path / "b", "--recipe", "tiny")
+    assert "--recipe tiny: csra has scenes, scenes-lt, csv, small" in capsys.readouterr().err
+    with pytest.raises(SystemExit):
+        short_run(tmp_path / "b", "--min-steps", "9", "--schedule-epochs", "8")
+    assert "--schedule-epochs 0" in capsys.readouterr().err
+
+
 # -------------------------------------------------------------------------------- what a run prints
 
 

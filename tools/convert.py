@@ -63,7 +63,7 @@ def main(argv=None):
 
 def read_flags(argv):
     """The method's module, and the settings of its recipe for --data with the flags given."""
-    method, data = method_and_data(argv)
+    method, data, _ = method_and_data(argv)
     parser = argparse.ArgumentParser(
         description="Converts a released checkpoint to OUT/last.pt.", allow_abbrev=False,
         usage="%(prog)s --model METHOD --data NAME RELEASED OUT [flags]    --help lists them")
