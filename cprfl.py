@@ -290,8 +290,14 @@ def text_tower(classes, text):
             torch.default_generator.manual_seed(0)
             tower = open_clip.create_model(name, tag, force_quick_gelu=quick_gelu)
     except (OSError, RuntimeError) as error:
-        raise ValueError(f"text={text}: {str(error)[:100]}...\nTwo ways out: go online once, or "
-                         "use --text-features FILE, a .npy or .pt file with your own features "
+        source = open_clip.get_pretrained_cfg(name, tag)
+        address = source.get("url")
+        if source.get("hf_hub"):
+            address = f"https://huggingface.co/{source['hf_hub'].rstrip('/')}"
+        reason = str(error).split("Last error: ")[-1].split(". ")[0]
+        raise ValueError(f"text={text}: the weights at {address} cannot be loaded ({reason}): go "
+                         "online once, or use --text random, an untrained tower, or "
+                         "--text-features FILE, a .npy or .pt file with your own features "
                          f"({len(classes)}, m)") from error
     del tower.visual, tower.logit_scale  # text features need neither
     # the paper's sentence

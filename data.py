@@ -100,16 +100,18 @@ def load(name, root="", split="train", *, drop_unlabelled=False, difficult="igno
          download=False, check=True):
     """One split of a data set as a Dataset. Raises InputError.
 
-    name: see readers/; split: train, test, or val of your own images. `drop_unlabelled` leaves out
-    images without a positive label, in each split; `difficult` says how VOC's difficult objects
+    name: see readers/; split: train, test, or val if the data set has it. `drop_unlabelled` leaves
+    out images without a positive label, in each split; `difficult` says how VOC's difficult objects
     count at test time: as ignored (-1) or negative; `long_tail` makes a training split long-tailed,
     with this ratio of the most to the least frequent class (0: off); `download` fetches VOC and the
     long-tailed lists; `check` raises an error if images are missing.
     """
     if name not in READERS:
         raise InputError(f"no data set {name}: choose from {', '.join(READERS)}")
-    if split not in split_names(name, root):
-        raise InputError(f"no split {split} in {name} {root}".rstrip())
+    splits = split_names(name, root)
+    if split not in splits:
+        raise InputError(f"no split {split} in {name} {root}".rstrip() +
+                         f": choose from {', '.join(splits)}")
     if long_tail != 0 and long_tail < 1:
         raise InputError(f"--long-tail {long_tail}: the ratio of the most to the least frequent "
                          "class must be at least 1")
@@ -164,7 +166,7 @@ def print_ratio(dataset, long_tail):
 
 
 def load_splits(settings):
-    """The splits of a training run by name: train, test, and val if your own data has it.
+    """The splits of a training run by name: train, test, and val if the data set has it.
     --limit shortens the training split."""
     splits = {}
     for split in split_names(settings.data, settings.root):

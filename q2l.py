@@ -42,7 +42,7 @@ On COCO, with ResNet-101 at 448 px: K = 80, HW = 14 x 14, d = 2048, 4 heads, L =
 Run: python q2l.py                              synthetic scenes on a CPU: 98.4 mAP
                                                 (mAP: mean average precision, see lib/metrics.py)
      python q2l.py --data coco2014 --root ROOT  the paper has 84.9 mAP; not run here
-More: what differs from the paper and from the released code stands at the end of this file.
+More: docs/q2l.md explains each step and lists what differs from paper and released code.
 To copy: Q2LHead and the four parts that follow it need only torch (leave out the import of timm).
 """
 import math
@@ -436,45 +436,6 @@ RECIPES = {  # the first is the default
         note="for 42.5 mAP (envelope AP): stops after 12 of 80 epochs, where the EMA is within "
              "0.1 of its best in the public log"),
 }
-
-# ------------------------------------------ where the paper, the released code and this file differ
-#
-# The method
-# - The numbers of the paper's equations are not checked against the PDF.
-# - Eq. 1: the released decoder and its checkpoints have no self-attention. Here,
-#   `self_attention=False` is the released decoder, and True adds the paper's Eq. 1.
-# - The decoder's input is 0, and the label queries are its position embeddings in every layer, as
-#   released. In the paper, they are its input Q_0.
-# - Eq. 5, gammas: gamma+ is 0 everywhere. gamma- is 1 in the paper and 2 in the released command.
-#   The released TResNets have 0, which is cross-entropy. Here: as released; --gamma-neg 1 gives
-#   the paper's.
-# - Eq. 5, details, as released: the focusing weights carry no gradient, the logarithm is that of
-#   at least 1e-5, and the loss is multiplied by 1000.
-# - Frozen, as released (`freeze`): stem and layer1 of a ResNet or TResNet, and every BatchNorm of
-#   a ResNet. If you train without pretrained weights, use --no-freeze, or they stay random.
-# Training
-# - Reported epoch: the released code picks the best epoch on the test set, for the raw weights or
-#   their moving average (EMA), whichever is better. It stops when there has been no better epoch
-#   for 9 epochs and the EMA is below its best. Here: the EMA after the recipe's fixed epoch.
-# - EMA, as released: the decay is 0.9997 from the first step. In the log of VOC 2007, the EMA
-#   starts after epoch 3, as a copy of the weights; its decay is constant, too. Here, this holds for
-#   the paper's data sets. For your own (csv) and long-tailed data, the decay rises to 0.9997.
-# - Weight decay, as released: the classifier's bias is decayed, because its shape is (1, K) there.
-# - Precision: fp16 in the released code. Here: bf16 where the hardware has it (--amp fp16).
-# - TResNet's BatchNorm is synchronized over all GPUs in the released code. Here: with --sync-bn.
-# - Cutout: on COCO and NUS-WIDE, a square of half the image side, as in the public logs at 448 px
-#   that reach the paper's mAP (at 576 px, their square has 224 px). On VG500, the log of ResNet-101
-#   has 224 px, too. The logs of TResNet on VG500 and VOC have the released default length, which
-#   raises an error today. The recipes for VG500 and VOC follow these, so they have no Cutout.
-# - Left out: the released learning rate factor of batch / 256, which OneCycle overrides.
-# VOC
-# - VOC 2007: the run that reaches 96.1 has self-attention in the second decoder layer only. Here,
-#   both layers have it. The first layer's input is 0, so the values of its self-attention are 0
-#   before their projection, and it only adds the same vector to every label.
-# - Difficult objects are negative at test time, as in SSGRL's loader and in a port of Q2L to VOC.
-# Not known
-# - Swin (90.5 mAP): its normalization, gammas, optimizer, batch size and FFN width.
-# - VOC 2012 (96.2 mAP): the initial weights and the epoch.
 
 if __name__ == "__main__":
     import sys

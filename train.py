@@ -16,7 +16,7 @@ Each keyword argument of these functions that has a default becomes a flag (exce
 A run writes into the folder --out, called OUT:
     last.pt     the checkpoint after the last complete epoch; --resume continues from it
     log.jsonl   one line with the settings, one line per epoch, one line with the result
-    best.pt     the checkpoint of the best epoch; only if your own data has a val split
+    best.pt     the checkpoint of the best epoch; only with a val split
 Without a val split, the test split is evaluated after each epoch. The result is the test mAP after
 the last epoch. With a val split, val is evaluated after each epoch. The result is the test mAP of
 best.pt.

@@ -12,6 +12,7 @@ from torch.nn.modules.batchnorm import _BatchNorm
 import lib.cvt  # noqa: F401 (so that timm knows cvt_w24)
 from lib.checkpoint import read_checkpoint
 from lib.distributed import print_once
+from lib.downloads import address_of, cache_only, why_offline
 from lib.errors import InputError, explain_errors, first_line
 
 METHODS = ["asl", "cprfl", "csra", "q2l"]
@@ -41,19 +42,26 @@ def build_model(method, settings, classes):
     Raises InputError.
     """
     what = f"{settings.model}, backbone {settings.backbone}"
+    offline = ""
+    if settings.pretrained or needs_text_tower(settings):
+        offline = why_offline()
     try:
         if settings.pretrained:
             refuse_pooled_norm(settings.backbone)
-        with warnings.catch_warnings():
+        with cache_only(offline), warnings.catch_warnings():
             # Here, the weights may come later; lib/settings.py says it where they do not.
             warnings.filterwarnings("ignore", "the frozen layers")
             model = method.build(classes, **settings_for(method.build, settings))
     except InputError:
         raise
-    except OSError as error:  # the Hub's errors and those of files
-        raise InputError(f"{what}: pretrained weights cannot be loaded: they need internet access "
-                         "once; --weights FILE reads the backbone's from a file, --no-pretrained "
-                         f"starts from random ones ({first_line(error)})") from error
+    except OSError as error:  # the hub's errors and those of files
+        text = (f"{what}: pretrained weights cannot be loaded ({offline or first_line(error)}): "
+                f"get {address_of(settings.backbone)} and add --weights FILE, or start from random "
+                "ones with --no-pretrained")
+        if needs_text_tower(settings):
+            text += ("; the text tower needs a download, too: --text random or --text-features "
+                     "FILE replace it")
+        raise InputError(text) from error
     except ValueError as error:  # from the method's file: it says what to do
         raise InputError(f"{what}: {error}") from error
     except Exception as error:  # timm raises many kinds of error
@@ -71,6 +79,13 @@ def build_model(method, settings, classes):
                          f"({first_line(error)}): ResNets and their relatives, ConvNeXt, ViT and "
                          "Swin have one; check --image-size, too") from error
     return model.train()
+
+
+def needs_text_tower(settings):
+    """Whether the model reads the pretrained text tower of open_clip (CPRFL)."""
+    text = getattr(settings, "text", "random")  # other methods have none
+    own_features = getattr(settings, "text_features", None)
+    return own_features is None and not text.startswith("random")
 
 
 def refuse_pooled_norm(backbone):

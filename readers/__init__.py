@@ -3,7 +3,8 @@
     classes, paths, targets = READERS[name](root, split)    targets int8 (N, K): 1, 0, -1 (unknown)
 
 A path is a file, a box in a file in pixels (FILE::x,y,w,h), or a drawn scene (scene:SEED/NUMBER).
-Splits: train, test; csv also has val. To add a data set, write such a function and name it here.
+Splits: train, test and, in some data sets, val, on which a run chooses its best epoch. To add a data
+set, write such a function and name it in READERS; if it also reads val, name it in HAVE_VAL, too.
 """
 from functools import partial
 from pathlib import Path
@@ -31,6 +32,7 @@ DOWNLOADS = {
     "coco-lt": partial(longtail.download, name="coco"),
     "voc-lt": partial(longtail.download, name="voc"),
 }
+HAVE_VAL = ()  # with a split val; csv is not among them: it has one if there is a val.csv
 HAVE_DIFFICULT = ("voc2007", "voc2012")  # with objects that are marked as difficult
 CLASSES = {  # of data sets with files, if the classes are known without the files
     "voc2007": voc.CLASSES,
@@ -43,7 +45,10 @@ CLASSES = {  # of data sets with files, if the classes are known without the fil
 
 
 def split_names(name, root):
-    """The splits of a data set. Only your own may have a third one, val."""
-    if name == "csv" and Path(root, "val.csv").is_file():
+    """The splits of a data set: train, test, and val if it has one."""
+    has_val = name in HAVE_VAL
+    if name == "csv":
+        has_val = Path(root, "val.csv").is_file()
+    if has_val:
         return ["train", "val", "test"]
     return ["train", "test"]

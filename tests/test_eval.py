@@ -460,6 +460,59 @@ def test_captions_of_the_top_three_and_of_all_labels_above_their_thresholds(chec
     np.testing.assert_allclose(means, probabilities, atol=1e-3)
 
 
+def test_captions_say_which_labels_are_right_wrong_and_missed(checkpoint, tmp_path, monkeypatch,
+                                                              capsys):
+    checkpoint, _ = checkpoint("asl", "--amp", "off")
+    scenes, _ = scenes_input(2)
+    save_scenes(tmp_path, scenes, ["0.png", "1.png"])
+    files = [str(tmp_path / "0.png"), str(tmp_path / "1.png")]
+    predict.main(["--checkpoint", str(checkpoint), *files, "--threshold", "0", "--json"])
+    found = [json.loads(line)["labels"] for line in capsys.readouterr().out.splitlines()]
+    classes = scenes.classes
+    ranked = sorted(classes, key=found[0].get, reverse=True)
+    # above the threshold: the first two and the fourth
+    limits = {"threshold": dict.fromkeys(classes, 1.0) | dict.fromkeys(ranked[:2] + ranked[3:4], 0.0)}
+    (tmp_path / "limits.json").write_text(json.dumps(limits))
+    captions = []
+
+    def contact_sheet(image, maps, scores, texts, *rest):
+        captions.append([text.split(" ", 1)[1] for text in texts])  # without the score
+        assert maps.shape[-3] == len(scores) == len(texts)
+        return Image.new("RGB", (9, 9))
+    monkeypatch.setattr(predict, "contact_sheet", contact_sheet)
+
+    def captions_with(text, number=0):
+        table = tmp_path / "truth.csv"
+        table.write_text(text)
+        maps = tmp_path / f"maps{len(captions)}"
+        predict.main(["--checkpoint", str(checkpoint), *files, "--heatmaps", str(maps),
+                      "--threshold", str(tmp_path / "limits.json"), "--labels", str(table)])
+        return captions[-2:][number]
+    first, second, third, fourth, *_, last = ranked
+    expected = [f"{before}: {name}" for name, before in (
+        (first, "right"), (second, "wrong"), (third, "below the threshold"), (fourth, "wrong"),
+        (last, "missed"))]
+    assert captions_with(f"image,labels\n0.png,{first};{last}\n") == expected
+    no_row = captions_with(f"image,labels\n0.png,{first}\n", 1)
+    assert not any(re.search("right|wrong|missed", caption) for caption in no_row)
+
+    order = classes[::-1]  # columns in another order than the model's, one of them unknown
+    codes = {first: "1", second: "", last: "1"}
+    row = ",".join(codes.get(name, "0") for name in order)
+    expected[1] = second
+    assert captions_with(f"{','.join(order)},image\n{row},0.png\n") == expected
+
+    for text, message in (
+            ("image,labels\n9.png,\n0.png,emu\n", "truth.csv: row 3: the model has no {'emu'}"),
+            (f"image,{first}\n0.png,1\n", "truth.csv: row 1: no columns"),
+            (f"image,labels\nphotos/0.png,{first}\n", "truth.csv has no row for any of the images")):
+        with pytest.raises(InputError, match=message):
+            captions_with(text)
+    for flags in (["--labels", "x.csv"], ["--labels", "x.csv", "--heatmaps", "m", "--top", "2"]):
+        with pytest.raises(SystemExit):
+            predict.main(["--checkpoint", str(checkpoint), *files, *flags])
+
+
 def test_residual_flip_and_sizes(checkpoint, tmp_path):
     _, images = scenes_input(6)
 

@@ -95,7 +95,7 @@ def test_a_method_file_alone_is_enough(name, tmp_path):
 @pytest.mark.slow
 def test_a_new_data_set_and_a_new_method_are_one_addition_each(tmp_path):
     project = tmp_path / "project"
-    for name in ("lib", "readers"):
+    for name in ("lib", "readers", "tools"):
         shutil.copytree(ROOT / name, project / name, ignore=shutil.ignore_patterns("__pycache__"))
     for file in ROOT.glob("*.py"):
         shutil.copy(file, project)
@@ -103,6 +103,7 @@ def test_a_new_data_set_and_a_new_method_are_one_addition_each(tmp_path):
     shutil.copy(PROGRAMS / "toy_set.py", project / "readers/toy.py")
     for file, old, new in (("readers/__init__.py", "import coco, ", "import coco, toy, "),
                            ("readers/__init__.py", "READERS = {", 'READERS = {"toy": toy.read_toy,'),
+                           ("readers/__init__.py", "HAVE_VAL = (", 'HAVE_VAL = ("toy",'),
                            ("lib/models.py", "METHODS = [", 'METHODS = ["toy", ')):
         text = (project / file).read_text()
         assert old in text
@@ -113,6 +114,11 @@ def test_a_new_data_set_and_a_new_method_are_one_addition_each(tmp_path):
     text = run("train.py", "--model", "toy", *flags, "--epochs", 20, "--lr", 0.1, "--power", 2, "--out",
                project / "run", cwd=project)
     assert "mAP 100.00" in text and "power=2.0" in text
+    # on val, with wrong labels: 3 of the 4 images that tie at the top are right, then 1 of 4
+    assert "val mAP 68.75" in text
+    text = run("-m", "tools.thresholds", "--checkpoint", project / "run/best.pt", "--split", "val",
+               cwd=project)
+    assert "best F1 on val" in text
     text = run("train.py", "--model", "asl", *flags, "--epochs", 1, "--backbone", "test_resnet",
                "--no-pretrained", cwd=project)
     assert "asl has no recipe for toy: using the one for csv" in text

@@ -28,6 +28,8 @@ from lib import distributed
 from lib.errors import InputError, explain_errors
 from lib.settings import integer
 from readers.images import REMEDY, read_image, to_tensor
+from readers.own_images import read_table, refuse_lists
+from readers.tables import multi_hot
 from tools.heatmaps import contact_sheet
 
 SUFFIXES = (".jpg", ".jpeg", ".jfif", ".jpe", ".jp2", ".png", ".webp", ".bmp", ".gif", ".tif",
@@ -127,18 +129,52 @@ def print_labels(file, found, args):
         print(f"{file}: no label above the threshold")
 
 
-def draw(photo, maps, scores, order, labels, classes, args):
-    """Writes a picture of the maps of `labels` and of the three highest labels.
+def true_labels(file, classes):
+    """--labels: absolute path of an image -> its targets (K,), 1, 0 or -1 (unknown), as in the csv
+    files of a data set. Raises InputError."""
+    with explain_errors(file, "a csv file in the form of train.csv is needed, with the classes of "
+                              "the model; its paths are relative to its folder"):
+        table = read_table(file, Path(file).parent)
+        if table.columns == ["labels"]:
+            refuse_lists(table)
+            for number, names in zip(table.numbers, table.values):
+                if names - set(classes):
+                    raise ValueError(f"row {number}: the model has no {names - set(classes)}")
+            targets = multi_hot(table.values, classes)  # (N, K)
+        else:
+            lacking = set(classes) - set(table.columns)
+            if lacking:
+                raise ValueError(f"row 1: no columns {sorted(lacking)[:5]}")
+            columns = [table.columns.index(name) for name in classes]
+            targets = table.values[:, columns]
+    paths = [os.path.abspath(path) for path in table.paths]
+    return dict(zip(paths, targets))
 
-    maps (..., K, h, w); scores (K,); order (K,): the labels, highest first.
+
+def remark(predicted, target):
+    """What stands before a label in a caption. target: 1, 0, -1 or, without --labels, None."""
+    if target == 1:
+        return "right: " if predicted else "missed: "
+    if target == 0 and predicted:
+        return "wrong: "
+    if not predicted:
+        return "below the threshold: "
+    return ""
+
+
+def draw(photo, maps, scores, order, labels, targets, classes, args):
+    """Writes a picture of the maps of `labels`, of the three highest labels and of missed ones.
+
+    maps (..., K, h, w); scores (K,); order (K,): the labels, highest first; targets (K,) or None.
     """
-    drawn = [k for k in order if k in labels or k in order[:3]]
+    drawn = []
     captions = []
-    for k in drawn:
-        remark = ""
-        if k not in labels and not args.top:
-            remark = "below the threshold: "
-        captions.append(f"{scores[k]:.2f} {remark}{classes[k]}")  # a long name is cut
+    for k in order:
+        target = None if targets is None else targets[k]
+        if k in labels or k in order[:3] or target == 1:
+            drawn.append(k)
+            before = remark(k in labels or args.top, target)
+            captions.append(f"{scores[k]:.2f} {before}{classes[k]}")  # a long name is cut
     maps = maps[..., drawn, :, :].cpu().float()
     sheet = contact_sheet(photo.image, maps, np.array(scores)[drawn], captions,
                           Path(photo.file).name, args.tile, args.each_head)
@@ -163,13 +199,19 @@ def command_line(argv):
     flag("--json", action="store_true", help="print a JSON object per line")
     flag("--csv", metavar="FILE", help="write the scores of all classes, a row per image")
     flag("--heatmaps", metavar="DIR", help="draw each image, and maps of its labels and top three")
+    flag("--labels", metavar="FILE", help="--heatmaps: a csv with true labels, such as "
+         "ROOT/test.csv: captions say which labels are right, wrong or missed")
     flag("--tile", type=integer(32), default=480, help="--heatmaps: width of a tile, in pixels")
     flag("--each-head", action="store_true", help="--heatmaps: a map for each layer and head")
     args = parser.parse_args(argv)
     if args.each_head and not args.heatmaps:
         parser.error("--each-head goes with --heatmaps")
+    if args.labels and not args.heatmaps:
+        parser.error("--labels goes with --heatmaps")
+    if args.labels and args.top:
+        parser.error("--labels compares the labels above the threshold: leave --top out")
     files = images_in(args.images)
-    check_output(args.csv, [args.checkpoint, args.threshold, *files])
+    check_output(args.csv, [args.checkpoint, args.threshold, args.labels, *files])
     if args.heatmaps:
         with explain_errors(args.heatmaps, "choose another place to write to"):
             Path(args.heatmaps).mkdir(parents=True, exist_ok=True)
@@ -187,6 +229,12 @@ def main(argv=None):
     if args.heatmaps and not hasattr(model, "attention"):
         raise InputError(f"--heatmaps: the model of {args.checkpoint} has no `attention`, which "
                          "the top of train.py describes: add it, or leave out --heatmaps")
+    truth = {}
+    if args.labels:
+        truth = true_labels(args.labels, classes)
+        if not any(os.path.abspath(file) in truth for file in files):
+            raise InputError(f"{args.labels} has no row for any of the images, {files[0]} first: "
+                             "its paths are relative to its folder")
     device = distributed.start()  # already started: this returns the device
     amp_dtype = distributed.autocast_dtype(device, settings.amp)
     model.to(device, memory_format=torch.channels_last)
@@ -221,7 +269,8 @@ def main(argv=None):
             found = {classes[k]: scores[i][k] for k in labels}
             print_labels(photo.file, found, args)
             if args.heatmaps:
-                draw(photo, maps[i], scores[i], order, labels, classes, args)
+                targets = truth.get(os.path.abspath(photo.file))
+                draw(photo, maps[i], scores[i], order, labels, targets, classes, args)
         if args.csv:
             rows = [[photo.file, *row] for photo, row in zip(batch, scores)]
             write_rows(part, "a", rows)
