@@ -22,7 +22,7 @@ a power of its probability. If its probability is below a margin, it does not co
 Eq. 8 is the slope of the loss of a negative, which is -L- (the paper writes L-), where p > m;
 below, it is 0. No line computes it: autograd does. With gamma+ = gamma- = m = 0, ASL is
 cross-entropy. The larger gamma- is, the nearer to 1 must p be for a negative to count; with m near
-1, none counts. The default numbers are the paper's: gamma+ 0 (positives as in cross- entropy; above
+1, none counts. The default numbers are the paper's: gamma+ 0 (positives as in cross-entropy; above
 0, easy positives count less, too), gamma- 4, m 0.05.
 
 One default is not the paper's. Eq. 8 also differentiates the weight p_m^(gamma-): detach=False. The
