@@ -339,49 +339,47 @@ def asl_gradient(args):
 
 
 def asl_share(args):
-    """The negatives' share of the gradient in training: cross-entropy and ASL."""
-    figure, axes = new_figure(3.8)
-    panel = axes[0, 0]
+    """Training with cross-entropy and with ASL: the negatives' share of the gradient, and the mean
+    probability of positives and negatives."""
+    figure, axes = new_figure(4, columns=2)
+    left, right = axes[0]
     for name, folder in ((CE, "share-ce"), (ASL, "share-asl")):
         gamma_neg, margin = LOSS_SETTINGS[name]
         loss = partial(asl.asymmetric_loss, gamma_neg=gamma_neg, margin=margin)
-        share = 100 * shares_in_training(Path(args.runs, folder), loss)  # (epochs, steps), in %
-        epochs, steps = share.shape
-        step = torch.arange(1, epochs * steps + 1) / steps
-        panel.plot(step, share.flatten(), color=LOSS_COLORS[name], alpha=0.3, linewidth=1)
-        means = share.mean(1).tolist()
-        centers = [epoch + 0.5 for epoch in range(epochs)]
-        panel.plot(centers, means, "o-", color=LOSS_COLORS[name])
-        write_beside(panel, centers[-1], means[-1], f"{name.split(':')[0]}\n{means[-1]:.0f} %",
-                     LOSS_COLORS[name])
-        print(f"{name}: first step {share[0, 0]:.1f} %, means of the epochs "
-              f"{' '.join(f'{mean:.1f}' for mean in means)} %")
-    panel.axhline(50, color="black", linewidth=1, linestyle=":")
-    panel.set(xlabel="epoch", ylabel="share of the negatives\nin the gradient (%)",
-              xlim=(0, epochs + 1.5), ylim=(0, 100))
+        record = 100 * record_of_training(Path(args.runs, folder), loss)  # (epochs, steps, 3), in %
+        epochs, steps, _ = record.shape
+        share, p_pos, p_neg = record.flatten(0, 1).unflatten(0, (-1, steps // 6)).mean(1).T
+        epoch = torch.arange(0.5, len(share)) * (steps // 6) / steps
+        left.plot(epoch, share, color=LOSS_COLORS[name])
+        right.plot(epoch, p_pos, color=LOSS_COLORS[name])
+        right.plot(epoch, p_neg, color=LOSS_COLORS[name], linestyle="--")
+        means = record.mean(1)
+        print(f"{name}: in the first step {record[0, 0].tolist()}, by epoch {means.tolist()} %")
     return figure
 
 
-def shares_in_training(folder, loss):
-    """Trains asl.py's model on scenes with this loss. Returns the negatives' share of the sum of
-    |dL/dz| in each step (epochs, steps)."""
-    file = folder / "shares.json"
+def record_of_training(folder, loss):
+    """Trains asl.py's model on scenes with this loss. Returns for each step (epochs, steps, 3) the
+    negatives' share of the sum of |dL/dz|, and the mean probability of positives and negatives."""
+    file = folder / "record.json"
     if not file.is_file() and folder.exists():
         raise InputError(f"{folder}: a run that was stopped: delete it, so that it starts again")
     if not file.is_file():
-        shares = []
+        record = []
 
         def recording(logits, targets):
             if logits.requires_grad:  # not when train.py tries the loss before the first step
-                shares.append(negatives_share(loss, logits, targets))
+                p = logits.detach().sigmoid()
+                record.append([negatives_share(loss, logits, targets),
+                               float(p[targets == 1].mean()), float(p[targets == 0].mean())])
             return loss(logits, targets)
         method, settings = read_command_line(["--model", "asl", "--data", "scenes",
                                               "--out", str(folder)])
         method = SimpleNamespace(**vars(method) | {"loss": recording})
         train.train(method, settings)
-        file.write_text(json.dumps([settings.epochs, shares]))
-    epochs, shares = json.loads(file.read_text())
-    return torch.tensor(shares).view(epochs, -1)
+        file.write_text(json.dumps([settings.epochs, record]))
+    epochs, record = json.loads(file.read_text())
+    return torch.tensor(record).unflatten(0, (epochs, -1))
 
 
 def negatives_share(loss, logits, targets):
