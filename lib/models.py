@@ -118,7 +118,8 @@ def starting_model(method, settings, classes, load_weights=True):
     if settings.freeze_bn:
         norms = batchnorms(model.backbone)
         if not norms:
-            raise InputError(f"--freeze-bn: {settings.backbone} has no BatchNorm: leave it out")
+            raise InputError(f"--freeze-bn: {settings.backbone} has no BatchNorm: leave it "
+                             "out, or use --no-freeze-bn")
         for norm in norms:
             norm.requires_grad_(False)
     if settings.sync_bn:

@@ -151,6 +151,18 @@ def true_labels(file, classes):
     return dict(zip(paths, targets))
 
 
+def with_row(files, truth, table):
+    """The files that have labels in `truth`. Prints how many are left out. Raises InputError."""
+    found = [file for file in files if os.path.abspath(file) in truth]
+    if not found:
+        raise InputError(f"{table} has no row for any of the images, {files[0]} first: its paths "
+                         "are relative to its folder")
+    if len(found) < len(files):
+        print(f"left out: {len(files) - len(found)} images without a row in {table}",
+              file=sys.stderr)
+    return found
+
+
 def remark(predicted, target):
     """What stands before a label in a caption. target: 1, 0, -1 or, without --labels, None."""
     if target == 1:
@@ -199,8 +211,8 @@ def command_line(argv):
     flag("--json", action="store_true", help="print a JSON object per line")
     flag("--csv", metavar="FILE", help="write the scores of all classes, a row per image")
     flag("--heatmaps", metavar="DIR", help="draw each image, and maps of its labels and top three")
-    flag("--labels", metavar="FILE", help="--heatmaps: a csv with true labels, such as "
-         "ROOT/test.csv: captions say which labels are right, wrong or missed")
+    flag("--labels", metavar="FILE", help="--heatmaps: only of images in this csv, such as "
+         "ROOT/test.csv; captions say which labels are right, wrong or missed")
     flag("--tile", type=integer(32), default=480, help="--heatmaps: width of a tile, in pixels")
     flag("--each-head", action="store_true", help="--heatmaps: a map for each layer and head")
     args = parser.parse_args(argv)
@@ -232,9 +244,7 @@ def main(argv=None):
     truth = {}
     if args.labels:
         truth = true_labels(args.labels, classes)
-        if not any(os.path.abspath(file) in truth for file in files):
-            raise InputError(f"{args.labels} has no row for any of the images, {files[0]} first: "
-                             "its paths are relative to its folder")
+        files = with_row(files, truth, args.labels)
     device = distributed.start()  # already started: this returns the device
     amp_dtype = distributed.autocast_dtype(device, settings.amp)
     model.to(device, memory_format=torch.channels_last)
