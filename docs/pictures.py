@@ -346,21 +346,25 @@ def asl_share(args):
     for name, folder in ((CE, "share-ce"), (ASL, "share-asl")):
         gamma_neg, margin = LOSS_SETTINGS[name]
         loss = partial(asl.asymmetric_loss, gamma_neg=gamma_neg, margin=margin)
-        record = 100 * record_of_training(Path(args.runs, folder), loss)  # (epochs, steps, 3), in %
-        epochs, steps, _ = record.shape
-        share, p_pos, p_neg = record.flatten(0, 1).unflatten(0, (-1, steps // 6)).mean(1).T
-        epoch = torch.arange(0.5, len(share)) * (steps // 6) / steps
-        left.plot(epoch, share, color=LOSS_COLORS[name])
-        right.plot(epoch, p_pos, color=LOSS_COLORS[name])
-        right.plot(epoch, p_neg, color=LOSS_COLORS[name], linestyle="--")
-        means = record.mean(1)
-        print(f"{name}: in the first step {record[0, 0].tolist()}, by epoch {means.tolist()} %")
+        epochs, record = record_of_training(Path(args.runs, folder), loss)
+        print(f"{name}: in the first step {record[0].tolist()}")
+        print(f"means of the epochs: {record.unflatten(0, (epochs, -1)).mean(1).tolist()}")
+        means = record.unflatten(0, (-1, 8)).mean(1)  # of 8 steps
+        epoch = torch.arange(0.5, len(means)) * epochs / len(means)
+        share, p_pos, p_neg = means.T
+        color = LOSS_COLORS[name]
+        left.plot(epoch, 100 * share, color=color)
+        right.plot(epoch, p_pos, color=color)
+        right.plot(epoch, p_neg, color=color, linestyle="--")
+    left.set(xlabel="epoch", ylabel="negatives' share of the gradient (%)", ylim=(0, 100))
+    right.set(xlabel="epoch", ylabel="mean probability p", ylim=(0, 1))
     return figure
 
 
 def record_of_training(folder, loss):
-    """Trains asl.py's model on scenes with this loss. Returns for each step (epochs, steps, 3) the
-    negatives' share of the sum of |dL/dz|, and the mean probability of positives and negatives."""
+    """Trains asl.py's model on scenes with this loss. Returns the number of epochs and a row for
+    each step (steps, 3): the negatives' share of the sum of |dL/dz|, and the mean probability of
+    positives and of negatives."""
     file = folder / "record.json"
     if not file.is_file() and folder.exists():
         raise InputError(f"{folder}: a run that was stopped: delete it, so that it starts again")
@@ -379,7 +383,7 @@ def record_of_training(folder, loss):
         train.train(method, settings)
         file.write_text(json.dumps([settings.epochs, record]))
     epochs, record = json.loads(file.read_text())
-    return torch.tensor(record).unflatten(0, (epochs, -1))
+    return epochs, torch.tensor(record)
 
 
 def negatives_share(loss, logits, targets):
