@@ -1,9 +1,9 @@
 """ASL, the asymmetric loss (Ridnik et al., ICCV 2021, arXiv 2009.14119). Also: the baseline model
 that all papers compare with, and more losses: cross-entropy, focal, distribution-balanced.
 
-The problem. Of 80 labels, an image has about 3. The other 77 are negatives, most of them easy (p is
-soon near 0), but so many that they drown the positives: at the start of training, with all p at
-0.5, they make 96 % of the gradient of cross-entropy.
+The problem. Of 80 labels, an image has about 3. The other 77 are negatives. At the start of
+training, with all p at 0.5, they make 96 % of the gradient of cross-entropy. Later, most are easy
+(p is near 0). Each then pulls little, but together they pull as hard as the positives.
 The idea. Two rules for negatives. The easier one is, the less it counts: its loss is weighted with
 a power of its probability. If its probability is below a margin, it does not count at all.
 
@@ -11,7 +11,7 @@ a power of its probability. If its probability is below a margin, it does not co
                                         +-> p_m ---> L- (B, K) --+-- targets y --> L (B, K) -> sum
 
     Eq. 1   L_tot = sum over k of L(sigma(z_k), y_k)                  over the labels k
-    Eq. 2   L = -y L+ - (1 - y) L-                                    L+ if y = 1, L- if y = 0
+    Eq. 2   L = -y L+ - (1 - y) L-                                    -L+ if y = 1, -L- if y = 0
     Eq. 3   L+ = (1 - p)^(gamma) log p,   L- = p^(gamma) log(1 - p)       focal loss
     Eq. 4   L+ = (1 - p)^(gamma+) log p,  L- = p^(gamma-) log(1 - p)      a gamma for each
     Eq. 5   p_m = max(p - m, 0)                                           the margin
@@ -19,10 +19,11 @@ a power of its probability. If its probability is below a margin, it does not co
     Eq. 7   L+ = (1 - p)^(gamma+) log p,  L- = p_m^(gamma-) log(1 - p_m)  ASL
     Eq. 8   dL-/dz = p_m^(gamma-) (1 / (1 - p_m) - gamma- log(1 - p_m) / p_m) p (1 - p)
 
-Eq. 8 is printed without a minus sign: it is the slope of the loss of a negative, -L-. With gamma+ =
-gamma- = m = 0, ASL is cross-entropy. The larger gamma- is, the nearer to 1 must p be for a negative
-to count; with m near 1, none counts. The defaults are the paper's: gamma+ 0 (positives as in cross-
-entropy; above 0, easy positives count less, too), gamma- 4, m 0.05.
+Eq. 8 is the slope of the loss of a negative, which is -L- (the paper writes L-), where p > m;
+below, it is 0. No line computes it: autograd does. With gamma+ = gamma- = m = 0, ASL is
+cross-entropy. The larger gamma- is, the nearer to 1 must p be for a negative to count; with m near
+1, none counts. The default numbers are the paper's: gamma+ 0 (positives as in cross-entropy; above
+0, easy positives count less, too), gamma- 4, m 0.05.
 
 One default is not the paper's. Eq. 8 also differentiates the weight p_m^(gamma-): detach=False. The
 released code takes the weight as a constant, and so does this file: detach=True, the first term of
@@ -37,7 +38,7 @@ An example: the slope dL/dz at a negative label. (Focal loss has detach=False.)
     ASL, detach=False    0.000   0.005   0.073   0.733   0.221
 
 Easy negatives vanish. At p = 1, the slope is 1 for focal loss, but 0 for ASL, because the margin
-bounds the loss: log(1 - p_m) never gets below log m. Such a negative is often a positive whose
+bounds the loss: 1 - p_m never gets below m. Such a negative is often a positive whose
 label is missing, so it is pushed less than one at 0.9. With 3 positives and 77 negatives at p =
 0.5, the negatives now make 49 % of the gradient (detach=False: 79 %).
 
@@ -75,9 +76,9 @@ def asymmetric_loss(logits, targets, gamma_neg=4.0, gamma_pos=0.0, margin=0.05, 
     L_pos = F.logsigmoid(z)  # log p
     L_neg = log_not_p_m(z, margin)
     if gamma_pos > 0:  # else the weight is 1
-        L_pos = focusing_weight(torch.sigmoid(-z), gamma_pos, detach) * L_pos  # Eq. 4: L+ (and 7)
+        L_pos = focusing_weight(torch.sigmoid(-z), gamma_pos, detach) * L_pos  # Eq. 4, 7: L+
     if gamma_neg > 0:
-        L_neg = focusing_weight(p_m, gamma_neg, detach) * L_neg  # Eq. 6, 7: L-; of 4 if m = 0
+        L_neg = focusing_weight(p_m, gamma_neg, detach) * L_neg  # Eq. 6: L-, and 4, 7
     known = (targets >= 0).to(z.dtype)
     y = targets.to(z.dtype).clamp(min=0)
     not_y = known - y  # 1 - y; both are 0 where unknown
@@ -99,7 +100,7 @@ def focusing_weight(base, gamma, detach):
     if detach:
         base = base.detach()  # as released; in the paper's Eq. 8, the weight has a gradient
     else:
-        base = base.clamp(min=1e-30)  # Eq. 8; the slope of 0^gamma is infinite if gamma < 1
+        base = base.clamp(min=1e-30)  # Eq. 8. The slope of 0^gamma is infinite if gamma < 1.
     return base ** gamma
 
 

@@ -2,10 +2,11 @@
 
 The problem. In long-tailed data, most labels are rare: in COCO-LT, "person" has 1,128 images, the
 rarest label 6. Six images are too few to learn a classifier vector from.
-The idea. Make this vector from the label's name, because CLIP's text encoder knows the word. A
-small network turns the word's text feature into a prompt (PI, prompt initialization). By attention,
-the prompt looks at the image and becomes a feature (VSI, visual-semantic interaction). The label's
-score says how well this feature agrees with its prompt.
+The idea. Make this vector from the label's name. CLIP's text encoder gives related words similar
+text features. One small network for all labels turns them into prompts (PI, prompt initialization),
+so what the images of "bus" teach it can help "truck". By attention, the prompt looks at the image
+and becomes a feature (VSI, visual-semantic interaction). The label's score says how well this
+feature agrees with its prompt.
 
     images -> backbone -> phi -> F (B, v, d), v = h x w cells --+
                                                                 v
@@ -14,8 +15,8 @@ score says how well this feature agrees with its prompt.
                                             +-----------------> score s (B, c) of p'_i . p_i
 
 The paper's equations, for c labels (K in the code). Z = (F, P): a prompt looks at all cells and at
-all prompts, so it can also use labels that often occur with its own. s~_i is the score less the
-margin mu. Eq. 7, the asymmetric loss, is printed without the minus sign.
+all prompts (which are the same for all images). s~_i is the score less the margin mu. Eq. 7, the
+asymmetric loss, is printed without the minus sign.
 
     Eq. 1   F = phi(f^x_loc)                    a linear map of f^x_loc, the features of the cells
     Eq. 2   P = GELU(W W_1 + b_1) W_2 + b_2                    PI; hidden width t = tau d, tau = 0.5
@@ -33,8 +34,9 @@ The dual path (Fig. 2a). p_i is in Eq. 6 twice, since p'_i is made from it. So t
 PI by two roads: P1, from the loss straight to p_i, and P2, through VSI. P1 trains a prompt as any
 classifier vector is trained; P2 trains it to ask the image better questions. An example with one
 number: suppose VSI(p) = p^2. The score is VSI(p) p = p^3. At p = 2, its slope is 12: 4 by P1, which
-is VSI(p), and 8 by P2, which is 2 p times p. paths="direct" keeps P1 only, paths="interaction" P2
-only, as in the paper's ablations.
+is VSI(p), and 8 by P2, which is 2 p times p. (The real VSI begins with a LayerNorm, so there the
+gradient by P2 is at a right angle to p.) paths="direct" keeps P1 only, paths="interaction" P2 only,
+as in the paper's ablations.
 
 The norm of W matters. If it is small, the biases of PI outweigh the names: all labels have nearly
 the same prompt, so the same logit, and nothing scales the product up again. Here are 80 features

@@ -3,7 +3,8 @@
 The problem. The usual classifier averages the feature map over its cells, then scores the average.
 A bottle that fills one cell of 49 is averaged away.
 The idea. Let each class look where it scores high, and add what it sees there, times lambda, to the
-average. With lambda = 0, this is the usual classifier (without a bias).
+average. With lambda = 0, only the average is left: the usual classifier, but with |m_i| = 1 (below)
+and without a bias.
 
     images (B, 3, h, w) -> backbone -> x (B, d, H, W) -> scores of the cells, y_raw (B, K, HW)
     y_raw -> mean over the cells (B, K) ---------------------------------+
@@ -50,7 +51,7 @@ Run: python csra.py                             synthetic scenes on a CPU: 99.8 
                                                 (mAP: mean average precision, see lib/metrics.py)
      python csra.py --data voc2007 --root ROOT  the paper has 94.7 mAP; not run here
 More: docs/csra.md, a walk-through, and what differs from the paper and from the released code.
-To copy: the part from INF to at_least_float32 needs only torch and math.
+To copy: the part from INF to at_least_float32, and loss, need only torch and math.
 """
 import math
 
@@ -95,7 +96,7 @@ class CSRAHead(nn.Module):
             s = spatial_attention(y_raw, T)  # (B, K, HW)
             m_g = y_raw.mean(-1)  # Eq. 4, times m_i: (B, K)
             m_a = (s * y_raw).sum(-1)  # Eq. 3, times m_i: (B, K)
-            y = y + m_g + self.lam * m_a  # Eq. 5, 6, 7, 8: all the same
+            y = y + m_g + self.lam * m_a  # Eq. 5, 6, 7, 8: the same number; f is never made
         return y  # the sum over the heads
 
     def scores(self, x):

@@ -10,12 +10,12 @@ finds objects in this way. But here, query k is always label k, so nothing has t
                                                                        v
     label queries (K, d) ---------------------------------> L decoder layers -> Q_L (B, K, d) -> p
 
-~X is X with position embeddings added: ~F = F + where the cell is, ~Q = Q + label queries, in every
-layer, so that no layer forgets who asks. Q itself is what the labels have found. It starts at 0 (as
-released; in the paper, with the label queries). MultiHead(query, key, value) is softmax(query . key
-/ sqrt(width)) times value, with several heads. Decoder layer i, from 1 to L, is Eq. 1 to 3. The
-released decoder has no Eq. 1, and neither has this file by default: then labels never see one
-another.
+B images, K labels, HW cells, d: the Transformer's width. ~X is X with position embeddings added: ~F
+= F + where the cell is, ~Q = Q + label queries, in every layer, so that no layer forgets who asks.
+Q itself is what the labels have found. It starts at 0 (as released; in the paper, with the label
+queries). MultiHead(query, key, value) is softmax(query . key / sqrt(width)) times value, with
+several heads. Decoder layer i, from 1 to L, is Eq. 1 to 3. The released decoder on COCO has no Eq.
+1, and neither has this file by default: then labels never see one another.
 
     Eq. 1   Q_i^(1) = MultiHead(~Q_{i-1}, ~Q_{i-1}, Q_{i-1})   labels look at labels
     Eq. 2   Q_i^(2) = MultiHead(~Q_i^(1), ~F, F)               label k looks at the cells
@@ -43,7 +43,7 @@ Run: python q2l.py                              synthetic scenes on a CPU: 98.4 
                                                 (mAP: mean average precision, see lib/metrics.py)
      python q2l.py --data coco2014 --root ROOT  the paper has 84.9 mAP; not run here
 More: docs/q2l.md explains each step and lists what differs from paper and released code.
-To copy: Q2LHead and the four parts that follow it need only torch (leave out the import of timm).
+To copy: Q2LHead and the four parts that follow it need only torch and math (leave out timm).
 """
 import math
 import warnings
@@ -117,7 +117,8 @@ class Q2LHead(nn.Module):
 
 class Layer(nn.Module):
     """A decoder layer: Eq. 1-3, each with a residual connection, then a LayerNorm. The paper's
-    equations leave these out, because every Transformer has them.
+    equations leave these out. The encoder has the same layer, without Eq. 1: there, cells ask
+    cells.
 
     Its attributes have the names of a released decoder layer. `python -m tools.convert` renames the
     tensors that have others there.
@@ -197,7 +198,8 @@ class Attention(nn.Module):
 
 def sine_positions(height, width, d, device):
     """(HW, d): the row's position in the first d/2 entries, the column's in the others. Attention
-    does not see where a cell is, so this is added to it. Not learned, so any size of map works."""
+    does not see where a cell is, so this is added to it. As in DETR, it is not learned, so any size
+    of map works."""
     rows = sine_of_index(height, d // 2, device)[:, None].expand(-1, width, -1)  # (H, W, d/2)
     columns = sine_of_index(width, d // 2, device)[None].expand(height, -1, -1)
     return torch.cat([rows, columns], -1).flatten(0, 1)
@@ -271,7 +273,7 @@ def loss(logits, targets, gamma_pos=0.0, gamma_neg=2.0, eps=1e-5):
     """Eq. 5, the mean over B and K, times 1000. AdamW hardly notices this factor, unless gradients
     are clipped. For Adam, it makes weight decay 1000 times weaker.
 
-    logits, targets (B, K). A target is 1, 0 or, as a soft label, in between: y L+ + (1 - y) L-.
+    logits, targets (B, K). A target is 1, 0 or, as a soft label, in between, which mixes the two.
     -1 is unknown: it adds 0 but counts in B K, by which the released code divides. Values are not
     checked. Raises ValueError if the shapes differ.
     """
@@ -286,7 +288,7 @@ def loss(logits, targets, gamma_pos=0.0, gamma_neg=2.0, eps=1e-5):
     log_not_p = (1 - p).clamp(min=eps).log()
     L_pos = (1 - p.detach()) ** gamma_pos * log_p
     L_neg = p.detach() ** gamma_neg * log_not_p
-    L = y * L_pos + (1 - y) * L_neg  # Eq. 5
+    L = y * L_pos + (1 - y) * L_neg  # Eq. 5: its two cases
     known = targets >= 0
     return -(L * known).sum() / L.numel() * LOSS_SCALE
 
@@ -418,7 +420,7 @@ RECIPES = {  # the first is the default
     "coco2014": COCO,
     "coco2017": dict(COCO, note="as for COCO 2014; no published figure"),
     "voc2007": dict(
-        VOC, self_attention=True,
+        VOC, self_attention=True,  # as in the public log, there in the second layer only
         note="for 96.1 mAP (envelope AP) with --init of a model trained on COCO 2014, less "
              "without: stops after 24 of 80 epochs, where the EMA is highest in the public log"),
     "voc2012": dict(

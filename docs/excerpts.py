@@ -18,7 +18,8 @@ from pathlib import Path
 
 ROOT = Path(__file__).parent.parent
 MARK = re.compile(r"^<!-- excerpt: (.*) -->$", re.MULTILINE)
-BLOCK = re.compile(r"^(<!-- excerpt: ([^\n]*) -->\n\n?```python\n)(.*?)^(```)$", re.MULTILINE | re.DOTALL)
+BLOCK = re.compile(r"^(<!-- excerpt: ([^\n]*) -->\n\n?```python\n)(.*?)^(```)$",
+                   re.MULTILINE | re.DOTALL)
 
 
 def pages():
@@ -29,7 +30,8 @@ def named(source, name):
     """The lines of a function, method or class; its decorators are part of it."""
     found = ast.parse(source)
     for part in name.split("."):
-        nodes = [node for node in ast.iter_child_nodes(found) if getattr(node, "name", None) == part]
+        nodes = [node for node in ast.iter_child_nodes(found)
+                 if getattr(node, "name", None) == part]
         if not nodes:
             raise ValueError(f"there is no {name}")
         found = nodes[0]
@@ -65,7 +67,7 @@ def excerpt(mark):
 
 
 def refreshed(page, text):
-    """The text of a page with every excerpt copied again. Raises ValueError, which names the page."""
+    """The text of a page with every excerpt copied again. Raises ValueError, naming the page."""
     def copied(block):
         before, mark, _, end = block.groups()
         try:
@@ -82,7 +84,8 @@ def refreshed(page, text):
 
 def main():
     parser = argparse.ArgumentParser(description=__doc__.split("\n")[0])
-    parser.add_argument("--check", action="store_true", help="write nothing; exit 1 if a page is old")
+    parser.add_argument("--check", action="store_true",
+                        help="write nothing; exit 1 if a page is old")
     args = parser.parse_args()
     old = []
     for page in pages():

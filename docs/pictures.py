@@ -4,12 +4,12 @@ Run: python docs/pictures.py [NAMES]                       all pictures, or thos
      python docs/pictures.py csra-labels --out DIR         into another folder than docs/pictures
      python docs/pictures.py readme --photo FILE --photo-runs DIR
 
-Most pictures show a run on synthetic scenes. It is trained on a CPU into RUNS/NAME (minutes), unless
-it is there already, so that a picture can be drawn again in seconds.
+Most pictures show a run on synthetic scenes. It is trained on a CPU (minutes) into a folder of
+--runs, unless it is there already: then a picture is drawn in seconds.
 
-`readme` and `cprfl-prompts` show runs on photographs, which this program does not train. DIR holds
-the runs csra, q2l and cprfl of train.py, with the same classes; cprfl with --text-features. Without
-these flags, the two pictures are left out.
+`readme` and `cprfl-prompts` show runs on photographs, which this program does not train: DIR holds
+finished runs of train.py called csra, q2l and cprfl (with --text-features), which know the same
+classes. Without these flags, the two pictures are left out.
 """
 import argparse
 import json
@@ -57,9 +57,9 @@ JPEG_DPI = 120
 GRAY, BLUE, GREEN, ORANGE, RED = "#555555", "#0072b2", "#009e73", "#cc8400", "#d55e00"
 SCENE = "scene:1/569"  # an image of the test split of scenes, with five labels
 SIDE = 384  # pixels of a scene in a picture; it is drawn with 128
-# The scenes' backbone, test_resnet with --output-stride 16, averages each cell of its last stage
-# with its right and lower neighbors (AvgPool2dSame). So a cell sees what is right of it and below:
-# on average, maps lie 5 of 128 pixels too far left and up. Here, they are drawn this much further.
+# The maps of runs on scenes lie on average 5 of 128 pixels too far left and up, for all methods:
+# with --output-stride 16, the backbone test_resnet averages each cell of its last stage with its
+# right and lower neighbors (timm's AvgPool2dSame). Here, the maps are drawn this much further.
 SHIFT = 15  # of SIDE
 
 
@@ -154,13 +154,13 @@ def color_of(name, labels):
     return GREEN if name in labels else RED
 
 
-def write_beside(axes, x, y, text, color, **options):
+def write_beside(axes, x, y, text, color):
     """A label at a point of a line, instead of a legend."""
     axes.annotate(text, (x, y), color=color, xytext=(6, 0), textcoords="offset points",
-                  va="center", **options)
+                  va="center")
 
 
-# ------------------------------------------------------------------------------ pictures of the runs
+# ----------------------------------------------------------------------------- pictures of the runs
 
 
 def csra_temperatures(args):
@@ -198,9 +198,10 @@ def draw_cells(axes, s):
     for row, column in np.ndindex(h, w):
         percent = 100 * s[row, column].item()
         if percent >= 1:
-            axes.text((column + 0.5) * SIDE / w, (row + 0.5) * SIDE / h,
-                      f"{percent:.0f}" if percent >= 10 else f"{percent:.1f}", color="white",
-                      fontsize=9, ha="center", va="center")
+            number = f"{percent:.0f}" if percent >= 10 else f"{percent:.1f}"
+            x = min((column + 0.5) * SIDE / w, SIDE - SHIFT - 18)  # whole, at the border, too
+            y = min((row + 0.5) * SIDE / h, SIDE - SHIFT - 10)
+            axes.text(x, y, number, color="white", fontsize=9, ha="center", va="center")
 
 
 def maps_of_labels(folder, title):
@@ -231,7 +232,7 @@ def q2l_labels(args):
 
 
 def cprfl_labels(args):
-    folder = run_on_scenes(args.runs, "cprfl", "cprfl", "--text", "random")
+    folder = run_on_scenes(args.runs, "cprfl", "cprfl")
     return maps_of_labels(folder, "CPRFL: where each prompt looks")
 
 
@@ -284,7 +285,7 @@ def training_curves(runs):
     return figure, right
 
 
-# -------------------------------------------------------------------------------------- pictures of ASL
+# --------------------------------------------------------------------------------- pictures of ASL
 
 
 CE = "cross-entropy"
@@ -338,49 +339,51 @@ def asl_gradient(args):
 
 
 def asl_share(args):
-    """The negatives' share of the gradient in training: cross-entropy and ASL."""
-    figure, axes = new_figure(3.8)
-    panel = axes[0, 0]
+    """Training with cross-entropy and with ASL: the negatives' share of the gradient, and the mean
+    probability of positives and negatives."""
+    figure, axes = new_figure(4, columns=2)
+    left, right = axes[0]
     for name, folder in ((CE, "share-ce"), (ASL, "share-asl")):
         gamma_neg, margin = LOSS_SETTINGS[name]
         loss = partial(asl.asymmetric_loss, gamma_neg=gamma_neg, margin=margin)
-        share = 100 * shares_in_training(Path(args.runs, folder), loss)  # (epochs, steps), in %
-        epochs, steps = share.shape
-        step = torch.arange(1, epochs * steps + 1) / steps
-        panel.plot(step, share.flatten(), color=LOSS_COLORS[name], alpha=0.3, linewidth=1)
-        means = share.mean(1).tolist()
-        centers = [epoch + 0.5 for epoch in range(epochs)]
-        panel.plot(centers, means, "o-", color=LOSS_COLORS[name])
-        write_beside(panel, centers[-1], means[-1], f"{name.split(':')[0]}\n{means[-1]:.0f} %",
-                     LOSS_COLORS[name])
-        print(f"{name}: first step {share[0, 0]:.1f} %, means of the epochs "
-              f"{' '.join(f'{mean:.1f}' for mean in means)} %")
-    panel.axhline(50, color="black", linewidth=1, linestyle=":")
-    panel.set(xlabel="epoch", ylabel="share of the negatives\nin the gradient (%)",
-              xlim=(0, epochs + 1.5), ylim=(0, 100))
+        epochs, record = record_of_training(Path(args.runs, folder), loss)
+        print(f"{name}: in the first step {record[0].tolist()}")
+        print(f"means of the epochs: {record.unflatten(0, (epochs, -1)).mean(1).tolist()}")
+        means = record.unflatten(0, (-1, 8)).mean(1)  # of 8 steps
+        epoch = torch.arange(0.5, len(means)) * epochs / len(means)
+        share, p_pos, p_neg = means.T
+        color = LOSS_COLORS[name]
+        left.plot(epoch, 100 * share, color=color)
+        right.plot(epoch, p_pos, color=color)
+        right.plot(epoch, p_neg, color=color, linestyle="--")
+    left.set(xlabel="epoch", ylabel="negatives' share of the gradient (%)", ylim=(0, 100))
+    right.set(xlabel="epoch", ylabel="mean probability p", ylim=(0, 1))
     return figure
 
 
-def shares_in_training(folder, loss):
-    """Trains asl.py's model on scenes with this loss. Returns the negatives' share of the sum of
-    |dL/dz| in each step (epochs, steps)."""
-    file = folder / "shares.json"
+def record_of_training(folder, loss):
+    """Trains asl.py's model on scenes with this loss. Returns the number of epochs and a row for
+    each step (steps, 3): the negatives' share of the sum of |dL/dz|, and the mean probability of
+    positives and of negatives."""
+    file = folder / "record.json"
     if not file.is_file() and folder.exists():
         raise InputError(f"{folder}: a run that was stopped: delete it, so that it starts again")
     if not file.is_file():
-        shares = []
+        record = []
 
         def recording(logits, targets):
             if logits.requires_grad:  # not when train.py tries the loss before the first step
-                shares.append(negatives_share(loss, logits, targets))
+                p = logits.detach().sigmoid()
+                record.append([negatives_share(loss, logits, targets),
+                               float(p[targets == 1].mean()), float(p[targets == 0].mean())])
             return loss(logits, targets)
         method, settings = read_command_line(["--model", "asl", "--data", "scenes",
                                               "--out", str(folder)])
         method = SimpleNamespace(**vars(method) | {"loss": recording})
         train.train(method, settings)
-        file.write_text(json.dumps([settings.epochs, shares]))
-    epochs, shares = json.loads(file.read_text())
-    return torch.tensor(shares).view(epochs, -1)
+        file.write_text(json.dumps([settings.epochs, record]))
+    epochs, record = json.loads(file.read_text())
+    return epochs, torch.tensor(record)
 
 
 def negatives_share(loss, logits, targets):
@@ -391,7 +394,7 @@ def negatives_share(loss, logits, targets):
     return float(slope[targets == 0].sum() / slope.sum())
 
 
-# -------------------------------------------------------------------------------- other pictures
+# ----------------------------------------------------------------------------------- other pictures
 
 
 def schedules(args):
@@ -421,7 +424,7 @@ def schedules(args):
         if settings.epochs < epochs:
             panel.axvline(settings.epochs, color=RED, linestyle="--")
             panel.text(settings.epochs + 2, 0.1 * max(rates),
-                       f"training\nstops\nafter {settings.epochs}", color=RED, fontsize=12)
+                       f"training\nstops after\nepoch {settings.epochs}", color=RED, fontsize=12)
     axes[0, 0].set_ylabel("learning rate × 1000")
     axes[0, 0].text(9, 5, "× 0.1 every\n4 epochs", color=BLUE)
     return figure

@@ -3,8 +3,10 @@
     classes, paths, targets = READERS[name](root, split)    targets int8 (N, K): 1, 0, -1 (unknown)
 
 A path is a file, a box in a file in pixels (FILE::x,y,w,h), or a drawn scene (scene:SEED/NUMBER).
-Splits: train, test and, in some data sets, val, on which a run chooses its best epoch. To add a data
-set, write such a function and name it in READERS; if it also reads val, name it in HAVE_VAL, too.
+Splits: train, test and, in some data sets, val, on which a run chooses its best epoch.
+
+To add a data set, write such a function and name it in READERS. If it also reads val, name it in
+HAVE_VAL, too.
 """
 from functools import partial
 from pathlib import Path

@@ -1,11 +1,13 @@
 """The figures of README and docs/: runs the commands, keeps what they give, writes the tables.
 
-Run: python tests/results.py --data DIR --steps photographs,evaluations,scenes,parity,speed
+Run: python tests/results.py --data DIR --steps photographs,evaluations,small,scenes,parity,speed
      python tests/results.py                          only the tables, from tests/results.json
 
-DIR holds the photographs: coco18/ and xray/ (train.csv, val.csv, test.csv) and coco-mini/. A run
-that tests/results.json has is not run again. Settings with several choices are chosen by the mAP on
-val of seed 0; test is used once per run, for the epoch that val has chosen.
+DIR holds the photographs: coco18/ and xray/ (train.csv, val.csv, test.csv), coco-mini/, and, for
+the recipe `small`, coco18-N: coco18 with the first N rows of train.csv and, up to N = 500, the
+first 100 of val.csv. A run that tests/results.json has is not run again. Settings with several
+choices are chosen by the mAP on val of seed 0; test is used once per run, for the epoch that val
+has chosen.
 """
 import argparse
 import json
@@ -114,6 +116,8 @@ ROWS["coco18, BatchNorm trained, 320 px"] = [("CSRA", CSRA, ("--lr 2e-4", "--lr 
 ROWS["xray, 400 px"] = []  # at 128 px, trained BatchNorm was better on X-rays
 ROWS["xray, BatchNorm trained, 400 px"] = [
     ("CSRA", CSRA, XRAY), ("CSRA without attention", POOLED, XRAY)]
+LABELS = {"csra": "CSRA", "q2l": "Q2L", "cprfl": "CPRFL", "asl": "ASL"}
+SMALL_SIZES = [(130, 224), (500, 224), (2000, 224), (5000, 224), (2000, 320), (5000, 320)]
 SCENES = ("csra.py", "q2l.py --data scenes", "cprfl.py --data scenes", "asl.py", "cprfl.py")
 BENCH = "tests/bench.py --images coco-mini --only loss,heads,steps,input"
 GPU = "python tests/gpu.py"  # its figures; they are entered by hand
@@ -145,7 +149,7 @@ MEMORY = {"GLIBC_TUNABLES": "glibc.malloc.hugetlb=1:glibc.malloc.mmap_max=0:"
 
 def python(args, *words):
     """Runs a command whose paths are in the folder of the photographs; returns its output."""
-    folders = ("coco18", "coco-mini", "xray")
+    folders = ("coco18", "coco-mini", "xray", *(f"coco18-{n}" for n, _ in SMALL_SIZES))
     words = [f"{args.data}/{word}" if word.split("/")[0] in folders else word for word in words]
     print("python", *words, flush=True)
     return subprocess.run([sys.executable, *words], cwd=ROOT, check=True, text=True,
@@ -182,19 +186,22 @@ def evaluated(args, command, *flags):
 
 
 TUNED = "tools.thresholds --split val; eval.py"
+TUNED_BY_CLASS = "tools.thresholds --split val --per-class; eval.py"
 
 
-def evaluated_tuned(args, command):
-    """The same at the threshold with the best F1 on val."""
+def evaluated_tuned(args, command, how=TUNED):
+    """The same at the threshold with the best F1 on val, or at one of each class."""
+    per_class = ["--per-class"] if how == TUNED_BY_CLASS else []
+
     def make():
         best = folder(args, command) / "best.pt"
         with tempfile.TemporaryDirectory() as temporary:
             threshold, table = f"{temporary}/t.json", f"{temporary}/a.json"
             python(args, "-m", "tools.thresholds", "--checkpoint", str(best), "--split", "val",
-                   "--out", threshold)
+                   "--out", threshold, *per_class)
             python(args, "eval.py", "--checkpoint", str(best), "--threshold", threshold, "--out", table)
             return without_classes(json.loads(Path(table).read_text()))
-    return kept(f"{command}: {TUNED}", make)
+    return kept(f"{command}: {how}", make)
 
 
 def without_classes(table):
@@ -241,6 +248,27 @@ def run_evaluations(args):
                 evaluated_tuned(args, run)
                 for lam in ("0.1", "0.3", "1") if command.startswith(BCE) else ():
                     evaluated(args, run, "--residual", lam)
+
+
+def small_recipe(model, images, size, seed):
+    """The command of a run of the recipe `small`."""
+    command = f"{model}.py --data csv --root coco18-{images} --recipe small"
+    if size != 224:
+        command += f" --image-size {size}"
+    if model == "cprfl":
+        command += " --text-features coco18/minilm10.npy"
+    return f"{command} --seed {seed}"
+
+
+def run_small(args):
+    for seed in SEEDS:
+        for images, size in SMALL_SIZES:
+            for model in METHODS:
+                if seed == 0 or (images, size) == (2000, 224):
+                    trained(args, small_recipe(model, images, size, seed))
+    for model in METHODS:
+        for how in (TUNED, TUNED_BY_CLASS):
+            evaluated_tuned(args, small_recipe(model, 2000, 224, 0), how)
 
 
 def run_scenes(args):
@@ -471,6 +499,36 @@ def scenes():
     return table(["on scenes", "mAP", "minutes on two CPU cores"], rows)
 
 
+def small(what="mAP"):
+    """The recipe `small`: test mAP, or minutes, by the number of training images."""
+    rows = []
+    for model, label in LABELS.items():
+        row = [label]
+        for images, size in SMALL_SIZES:
+            runs = [KEPT.get(small_recipe(model, images, size, seed)) for seed in SEEDS]
+            if what == "mAP":
+                row.append(mean([run["mAP"] for run in runs if run]))
+            else:
+                row.append(f"{runs[0]['seconds'] / 60:.0f}" if runs[0] else "")
+        rows.append(row)
+    sizes = [f"{images:,} images" + (f", {size} px" if size != 224 else "")
+             for images, size in SMALL_SIZES]
+    return table([f"`--recipe small`: {what}", *sizes], rows)
+
+
+def small_thresholds():
+    """What thresholds that are chosen on val do on test."""
+    rows = []
+    for model, label in LABELS.items():
+        command = small_recipe(model, 2000, 224, 0)
+        results = [KEPT.get(command), *(KEPT.get(f"{command}: {how}")
+                                        for how in (TUNED, TUNED_BY_CLASS))]
+        rows.append([label, *(f"{result[name]:.1f}" if result else ""
+                              for name in ("CF1", "OF1") for result in results)])
+    return table(["2,000 images, on test", "CF1 at 0.5", "one threshold", "one per class",
+                  "OF1 at 0.5", "one threshold", "one per class"], rows)
+
+
 def recipes():
     """The settings of the recipes for published figures."""
     rows = []
@@ -502,7 +560,7 @@ TABLES = (partial(photographs, ", 320 px"), photographs,
           partial(long_tail, "coco18-lt, BatchNorm trained", "long-tailed, BatchNorm trained, 128 px"),
           partial(grid, "coco18, 320 px", "320 px"), grid, cells,
           partial(small_objects, ", 400 px"), small_objects, residual, speed,
-          gpu_speed, parity, scenes, recipes)
+          gpu_speed, parity, scenes, small, partial(small, "minutes"), small_thresholds, recipes)
 
 
 def write():
@@ -527,7 +585,7 @@ def main():
     parser.add_argument("--out", default=tempfile.gettempdir() + "/results", help="of the runs")
     parser.add_argument("--only", default="", help="of the photographs: part of TABLE: LABEL: seed N")
     steps = {"photographs": run_photographs, "evaluations": run_evaluations,
-             "scenes": run_scenes, "parity": run_parity, "speed": run_speed}
+             "small": run_small, "scenes": run_scenes, "parity": run_parity, "speed": run_speed}
     parser.add_argument("--steps", default="", help=f"some of {','.join(steps)}; none: the tables")
     args = parser.parse_args()
     for name in filter(None, args.steps.split(",")):

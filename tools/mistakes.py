@@ -54,7 +54,7 @@ def command_line(argv):
     flag("--split", required=True, choices=["train", "val", "test"],
          help="the split to look at; in train, the model may have learned the wrong labels")
     flag("--threshold", default="0.5", help="a number, or a file from python -m tools.thresholds")
-    flag("--top", type=integer(1), default=5, metavar="N",
+    flag("--top", type=integer(1), default=6, metavar="N",
          help="show up to N false positives and N misses of each class")
     flag("--out", required=True, metavar="HTML", help="write the page")
     args = parser.parse_args(argv)
@@ -121,8 +121,9 @@ def html_page(title, about, table, without, sections):
         '<meta name="viewport" content="width=device-width, initial-scale=1">\n'
         f"<style>{STYLE}</style></head><body>\n<h1>{title}</h1>\n<p>{about}</p>\n"
         "<p>In a false positive, the model says yes and the label no; in a miss, the reverse. One "
-        "of the two is wrong. A heat map shows where the model looked for the class, at full "
-        "strength whatever the score. A file name opens the file, if it is on this machine.</p>\n")
+        "of the two is wrong. A heat map shows where the model found the class most likely, at "
+        "full strength whatever the score. A file name opens the file, if it is on this machine."
+        "</p>\n")
     parts = [head]
     if table:
         parts.append("<table><tr><th>class</th><th>positives</th><th>false positives</th>"
