@@ -110,6 +110,8 @@ def changed_settings(method, settings):
     expected = {"model", "data", "recipe", "root", "out", "note", "resume", "download", "workers"}
     if name in OWN_IMAGES:
         expected |= {"mean", "std"}  # those of the backbone
+    if settings.min_steps:
+        expected.add("epochs")  # there may be more of them for this
     changed = []
     for key, value in vars(settings).items():
         if key not in expected and value != recipe.get(key, value):
