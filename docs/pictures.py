@@ -57,9 +57,9 @@ JPEG_DPI = 120
 GRAY, BLUE, GREEN, ORANGE, RED = "#555555", "#0072b2", "#009e73", "#cc8400", "#d55e00"
 SCENE = "scene:1/569"  # an image of the test split of scenes, with five labels
 SIDE = 384  # pixels of a scene in a picture; it is drawn with 128
-# The maps of runs on scenes lie on average 5 of 128 pixels too far left and up, for all methods:
-# with --output-stride 16, the backbone test_resnet averages each cell of its last stage with its
-# right and lower neighbors (timm's AvgPool2dSame). Here, the maps are drawn this much further.
+# The maps of runs on scenes lie about 5 of 128 pixels too far left and up, for all methods: with
+# --output-stride 16, the backbone test_resnet averages each cell of its last stage with its right
+# and lower neighbors (timm's AvgPool2dSame). Here, the maps are drawn this much further.
 SHIFT = 15  # of SIDE
 
 
@@ -357,7 +357,13 @@ def asl_share(args):
         right.plot(epoch, p_pos, color=color)
         right.plot(epoch, p_neg, color=color, linestyle="--")
     left.set(xlabel="epoch", ylabel="negatives' share of the gradient (%)", ylim=(0, 100))
+    left.text(1, 82, "cross-entropy", color=GRAY)
+    left.text(1, 34, "ASL", color=RED)
     right.set(xlabel="epoch", ylabel="mean probability p", ylim=(0, 1))
+    right.text(1, 0.86, "ASL, positives", color=RED)
+    right.text(1.7, 0.61, "ASL, negatives", color=RED)
+    right.text(2.1, 0.165, "cross-entropy, positives", color=GRAY)
+    right.text(2.1, 0.02, "cross-entropy, negatives", color=GRAY)
     return figure
 
 

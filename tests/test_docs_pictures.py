@@ -14,7 +14,6 @@ import train
 from tools.predict import open_checkpoint
 
 FOLDER = HERE.parent / "docs/pictures"
-PAGES = [*HERE.parent.glob("docs/*.md"), HERE.parent / "README.md"]
 
 
 @pytest.fixture(scope="module")
@@ -96,7 +95,7 @@ def test_the_share_of_the_negatives(pictures):
 
 
 def test_committed_pictures(pictures):
-    files = [file for file in FOLDER.iterdir() if file.name != "credits.txt"]
+    files = [*FOLDER.iterdir()]
     assert {file.stem for file in files} <= set(pictures.PICTURES)
     assert sum(file.stat().st_size for file in files) < 3e6
     for file in files:
