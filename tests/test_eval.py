@@ -452,7 +452,7 @@ def test_captions_of_the_top_three_and_of_all_labels_above_their_thresholds(chec
     expected = []
     for k in order[[0, 1, 2, -1]]:
         name = scenes.classes[k]
-        remark = "" if name in (second, last) else "below the threshold: "
+        remark = "" if name in (second, last) else "not predicted: "
         expected.append(f"{scores[k]:.2f} {remark}{name}")
     assert captions == expected and title == "a.png"
     np.testing.assert_allclose(probabilities, scores[order[[0, 1, 2, -1]]], atol=1e-3)
@@ -490,7 +490,7 @@ def test_captions_say_which_labels_are_right_wrong_and_missed(checkpoint, tmp_pa
         return captions[-1]
     first, second, third, fourth, *_, last = ranked
     expected = [f"{before}: {name}" for name, before in (
-        (first, "right"), (second, "wrong"), (third, "below the threshold"), (fourth, "wrong"),
+        (first, "right"), (second, "wrong"), (third, "not predicted"), (fourth, "wrong"),
         (last, "missed"))]
     assert captions_with(f"image,labels\n0.png,{first};{last}\n") == expected
     printed = capsys.readouterr()  # the other image has no row

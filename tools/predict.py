@@ -170,7 +170,7 @@ def remark(predicted, target):
     if target == 0 and predicted:
         return "wrong: "
     if not predicted:
-        return "below the threshold: "
+        return "not predicted: "
     return ""
 
 
