@@ -499,21 +499,18 @@ def scenes():
     return table(["on scenes", "mAP", "minutes on two CPU cores"], rows)
 
 
-def small(what="mAP"):
-    """The recipe `small`: test mAP, or minutes, by the number of training images."""
+def small():
+    """The recipe `small`: test mAP by the number of training images."""
     rows = []
     for model, label in LABELS.items():
         row = [label]
         for images, size in SMALL_SIZES:
             runs = [KEPT.get(small_recipe(model, images, size, seed)) for seed in SEEDS]
-            if what == "mAP":
-                row.append(mean([run["mAP"] for run in runs if run]))
-            else:
-                row.append(f"{runs[0]['seconds'] / 60:.0f}" if runs[0] else "")
+            row.append(mean([run["mAP"] for run in runs if run]))
         rows.append(row)
     sizes = [f"{images:,} images" + (f", {size} px" if size != 224 else "")
              for images, size in SMALL_SIZES]
-    return table([f"`--recipe small`: {what}", *sizes], rows)
+    return table(["`--recipe small`: mAP", *sizes], rows)
 
 
 def small_thresholds():
@@ -560,7 +557,7 @@ TABLES = (partial(photographs, ", 320 px"), photographs,
           partial(long_tail, "coco18-lt, BatchNorm trained", "long-tailed, BatchNorm trained, 128 px"),
           partial(grid, "coco18, 320 px", "320 px"), grid, cells,
           partial(small_objects, ", 400 px"), small_objects, residual, speed,
-          gpu_speed, parity, scenes, small, partial(small, "minutes"), small_thresholds, recipes)
+          gpu_speed, parity, scenes, small, small_thresholds, recipes)
 
 
 def write():
