@@ -4,8 +4,8 @@ that all papers compare with, and more losses: cross-entropy, focal, distributio
 The problem. Of 80 labels, an image has about 3. The other 77 are negatives. At the start of
 training, with all p at 0.5, they make 96 % of the gradient of cross-entropy. Later, most are easy
 (p is near 0). Each then pulls little, but together they pull as hard as the positives.
-The idea. Two rules for negatives. The easier one is, the less it counts: its loss is weighted with
-a power of its probability. If its probability is below a margin, it does not count at all.
+The idea. Two rules for negatives. An easier negative counts less: its loss is weighted with a power
+of its probability. If its probability is below a margin, it does not count at all.
 
     logits z (B, K) -> p = sigmoid(z) --+----------> L+ (B, K) --+
                                         +-> p_m ---> L- (B, K) --+-- targets y --> L (B, K) -> sum

@@ -22,7 +22,7 @@ asymmetric loss, is printed without the minus sign.
     Eq. 2   P = GELU(W W_1 + b_1) W_2 + b_2                    PI; hidden width t = tau d, tau = 0.5
     Eq. 3   alpha_ij = softmax_j((W_q p_i) . (W_k z_j) / sqrt(d))      where prompt i looks
     Eq. 4   pbar_i = sum_j alpha_ij W_v z_j                    what it finds there
-    Eq. 5   p'_i = GELU(pbar_i W_r + b_3) W_o + b_4            no residual: p_i is not added
+    Eq. 5   p'_i = GELU(pbar_i W_r + b_3) W_o + b_4            no residuals: p_i, pbar_i not added
     Eq. 6   s_i = sigmoid(p'_i . p_i)                          nothing scales the product
     Eq. 7   L = -sum_i [y_i (1 - s_i)^gamma+ log s_i + (1 - y_i) s~_i^gamma- log(1 - s~_i)],
             s~_i = max(s_i - mu, 0)

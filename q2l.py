@@ -13,7 +13,7 @@ finds objects in this way. But here, query k is always label k, so nothing has t
 B images, K labels, HW cells, d: the Transformer's width. ~X is X with position embeddings added: ~F
 = F + where the cell is, ~Q = Q + label queries, in every layer, so that no layer forgets who asks.
 Q itself is what the labels have found. It starts at 0 (as released; in the paper, with the label
-queries). MultiHead(query, key, value) is softmax(query . key / sqrt(width)) times value, with
+queries). MultiHead(query, key, value) is softmax(query . key / sqrt(d / heads)) times value, with
 several heads. Decoder layer i, from 1 to L, is Eq. 1 to 3. The released decoder on COCO has no Eq.
 1, and neither has this file by default: then labels never see one another.
 
@@ -379,8 +379,8 @@ HELP = {  # keyword argument -> its text in --help
 }
 
 # `schedule_epochs` is the length of the learning rate's schedule; training stops earlier, after
-# `epochs`. The published figures are those of the EMA weights after 11 to 24 epochs of an 80-epoch
-# schedule, as public logs show; later, they are lower. `epochs` was chosen from the test mAP in
+# `epochs`. In public logs of 80-epoch schedules, the EMA weights are best, and near the published
+# figures, after 11 to 24 epochs; later, they are lower. `epochs` was chosen from the test mAP in
 # these logs, before any run of ours. Envelope AP: see eval.py. Cutout: as in these logs.
 COCO = {
     "backbone": "resnet101.tv_in1k", "pretrained": True, "image_size": 448,

@@ -217,7 +217,7 @@ def maps_of_labels(folder, title):
         k = classes.index(name)
         show(panel, overlay_scene(image, maps[k], scores[k]), caption(name, scores[k], labels),
              color_of(name, labels))
-    figure.suptitle(f"{title}, and its score.   ✓ in the image   ✗ not", fontsize=13)
+    figure.suptitle(f"{title}, and its probability.   ✓ in the image   ✗ not", fontsize=13)
     return figure
 
 
@@ -268,7 +268,7 @@ def csra_training(args):
     usual = read_run(run_on_scenes(args.runs, "csra-lam0", "csra", "--lam", "0"))
     figure, right = training_curves({BLUE: csra, GRAY: usual})
     right.text(3.3, 79, "CSRA: λ = 1", color=BLUE)
-    right.text(3.3, 33, "usual classifier: λ = 0", color=GRAY)
+    right.text(3.3, 33, "plain mean: λ = 0", color=GRAY)
     return figure
 
 
