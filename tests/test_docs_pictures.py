@@ -104,6 +104,7 @@ def test_committed_pictures(pictures):
         assert np.array(Image.open(file).convert("RGBA"))[..., 3].min() == 255, file  # opaque
 
 
+@pytest.mark.slow
 def test_errors_in_one_line(pictures, tmp_path, capsys):
     for argv, message in ((["asl"], "no picture asl"), (["readme"], "readme needs --photo")):
         with pytest.raises(SystemExit):

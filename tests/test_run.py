@@ -54,7 +54,8 @@ def small_recipe(model, root, out, *flags):
     return log(out)
 
 
-@pytest.mark.parametrize("model", ["csra", "q2l", "cprfl", "asl"])
+@pytest.mark.parametrize("model", ["csra", *(
+    pytest.param(name, marks=pytest.mark.slow) for name in ("q2l", "cprfl", "asl"))])
 def test_few_images_get_more_epochs(model, tmp_path, capsys):
     photographs(tmp_path, 33)  # 2 steps of 16; the rest of an epoch is dropped
     first, *epochs, _ = small_recipe(model, tmp_path, tmp_path / "a", "--min-steps", "9")
