@@ -263,7 +263,7 @@ def curve(args):
 
 
 def csra_training(args):
-    """The same run beside the usual classifier: lambda = 0."""
+    """The same run beside one without attention: lambda = 0."""
     csra = read_run(run_on_scenes(args.runs, "csra", "csra"))
     usual = read_run(run_on_scenes(args.runs, "csra-lam0", "csra", "--lam", "0"))
     figure, right = training_curves({BLUE: csra, GRAY: usual})
