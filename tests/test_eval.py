@@ -404,9 +404,9 @@ def test_contact_sheets_of_heat_maps(checkpoint, tmp_path, monkeypatch, capsys):
     small = ["--tile", "56"]  # most of the time is for writing PNG
     scenes, _ = scenes_input(1)
     save_scenes(tmp_path, scenes, ["a.png"])
-    for model, each_head, size in (("csra", [], (4 * 64, 6 * 80)), ("q2l", ["--each-head"],
-                                   (9 * 64, 20 * 80)), ("cprfl", ["--each-head"], None),
-                                   ("asl", [], (4 * 64, 6 * 80))):
+    for model, each_head, size in (("csra", [], (4 * 72, 6 * 86 + 40)), ("q2l", ["--each-head"],
+                                   (9 * 72, 20 * 86 + 40)), ("cprfl", ["--each-head"], None),
+                                   ("asl", [], (4 * 72, 6 * 86 + 40))):
         file, _ = checkpoint(model)
         predict.main(["--checkpoint", str(file), str(tmp_path / "a.png"), "--heatmaps",
                       str(tmp_path / model), "--threshold", "0", *small, *each_head])
@@ -423,7 +423,7 @@ def test_contact_sheets_of_heat_maps(checkpoint, tmp_path, monkeypatch, capsys):
                   "--heatmaps", str(tmp_path / "none"), "--threshold", "1", *small])  # top three
     sheets = sorted((tmp_path / "none").iterdir())
     assert [sheet.name[:7] for sheet in sheets] == ["00000-a", "00001-x", "00002-a"]
-    assert Image.open(sheets[0]).size == (4 * 64, 80)
+    assert Image.open(sheets[0]).size == (4 * 72, 86 + 40)
     monkeypatch.delattr(asl.Baseline, "attention")  # an own method may lack it
     with pytest.raises(InputError, match="no `attention`"):
         predict.main(["--checkpoint", str(file), str(tmp_path / "a.png"), "--heatmaps",
@@ -448,13 +448,9 @@ def test_captions_of_the_top_three_and_of_all_labels_above_their_thresholds(chec
     monkeypatch.setattr(predict, "contact_sheet", contact_sheet)
     predict.main(["--checkpoint", str(file), str(tmp_path / "a.png"), "--threshold",
                   str(tmp_path / "limits.json"), "--heatmaps", str(tmp_path / "maps")])
-    _, maps, probabilities, captions, title, *_ = drawn[0]
-    expected = []
-    for k in order[[0, 1, 2, -1]]:
-        name = scenes.classes[k]
-        remark = "" if name in (second, last) else "not predicted: "
-        expected.append(f"{scores[k]:.2f} {remark}{name}")
-    assert captions == expected and title == "a.png"
+    _, maps, probabilities, names, verdicts, title, *_ = drawn[0]
+    assert names == [scenes.classes[k] for k in order[[0, 1, 2, -1]]] and title == "a.png"
+    assert verdicts == ["below threshold", "", "below threshold", ""]
     np.testing.assert_allclose(probabilities, scores[order[[0, 1, 2, -1]]], atol=1e-3)
     means = maps.mean((1, 2)).double().sigmoid().numpy()  # of these maps, they are the logits
     np.testing.assert_allclose(means, probabilities, atol=1e-3)
@@ -475,9 +471,9 @@ def test_captions_say_which_labels_are_right_wrong_and_missed(checkpoint, tmp_pa
     (tmp_path / "limits.json").write_text(json.dumps(limits))
     captions = []
 
-    def contact_sheet(image, maps, scores, texts, *rest):
-        captions.append([text.split(" ", 1)[1] for text in texts])  # without the score
-        assert maps.shape[-3] == len(scores) == len(texts)
+    def contact_sheet(image, maps, scores, names, verdicts, *rest):
+        captions.append(list(zip(names, verdicts)))
+        assert maps.shape[-3] == len(scores) == len(names)
         return Image.new("RGB", (9, 9))
     monkeypatch.setattr(predict, "contact_sheet", contact_sheet)
 
@@ -489,9 +485,8 @@ def test_captions_say_which_labels_are_right_wrong_and_missed(checkpoint, tmp_pa
                       "--threshold", str(tmp_path / "limits.json"), "--labels", str(table)])
         return captions[-1]
     first, second, third, fourth, *_, last = ranked
-    expected = [f"{before}: {name}" for name, before in (
-        (first, "right"), (second, "wrong"), (third, "not predicted"), (fourth, "wrong"),
-        (last, "missed"))]
+    expected = [(first, "right"), (second, "wrong"), (third, "below threshold"), (fourth, "wrong"),
+                (last, "missed")]
     assert captions_with(f"image,labels\n0.png,{first};{last}\n") == expected
     printed = capsys.readouterr()  # the other image has no row
     assert printed.out.startswith(files[0]) and len(captions) == len(printed.out.splitlines()) == 1
@@ -500,7 +495,7 @@ def test_captions_say_which_labels_are_right_wrong_and_missed(checkpoint, tmp_pa
     order = classes[::-1]  # columns in another order than the model's, one of them unknown
     codes = {first: "1", second: "", last: "1"}
     row = ",".join(codes.get(name, "0") for name in order)
-    expected[1] = second
+    expected[1] = (second, "")
     assert captions_with(f"{','.join(order)},image\n{row},0.png\n") == expected
 
     for text, message in (

@@ -163,14 +163,14 @@ def with_row(files, truth, table):
     return found
 
 
-def remark(predicted, target):
-    """What stands before a label in a caption. target: 1, 0, -1 or, without --labels, None."""
+def verdict(predicted, target):
+    """What a caption says of a label. target: 1, 0, -1 or, without --labels, None."""
     if target == 1:
-        return "right: " if predicted else "missed: "
+        return "right" if predicted else "missed"
     if target == 0 and predicted:
-        return "wrong: "
+        return "wrong"
     if not predicted:
-        return "not predicted: "
+        return "below threshold"
     return ""
 
 
@@ -180,15 +180,15 @@ def draw(photo, maps, scores, order, labels, targets, classes, args):
     maps (..., K, h, w); scores (K,); order (K,): the labels, highest first; targets (K,) or None.
     """
     drawn = []
-    captions = []
+    verdicts = []
     for k in order:
         target = None if targets is None else targets[k]
         if k in labels or k in order[:3] or target == 1:
             drawn.append(k)
-            before = remark(k in labels or args.top, target)
-            captions.append(f"{scores[k]:.2f} {before}{classes[k]}")  # a long name is cut
+            verdicts.append(verdict(k in labels or args.top, target))
+    names = [classes[k] for k in drawn]
     maps = maps[..., drawn, :, :].cpu().float()
-    sheet = contact_sheet(photo.image, maps, np.array(scores)[drawn], captions,
+    sheet = contact_sheet(photo.image, maps, np.array(scores)[drawn], names, verdicts,
                           Path(photo.file).name, args.tile, args.each_head)
     name = Path(photo.file).stem[:50]  # a file name has at most 255 bytes
     with explain_errors(args.heatmaps, "make room there"):
