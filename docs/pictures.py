@@ -7,9 +7,9 @@ Run: python docs/pictures.py [NAMES]                       all pictures, or thos
 Most pictures show a run on synthetic scenes. It is trained on a CPU (minutes) into a folder of
 --runs, unless it is there already: then a picture is drawn in seconds.
 
-`readme` and `cprfl-prompts` show runs on photographs, which this program does not train: DIR holds
-finished runs of train.py called csra, q2l and cprfl (with --text-features), which know the same
-classes. Without these flags, the two pictures are left out.
+`readme`, `heat-maps` and `cprfl-prompts` show runs on photographs, which this program does not
+train: DIR holds finished runs of train.py called csra, q2l and cprfl (with --text-features), which
+know the same classes. Without these flags, the three pictures are left out.
 """
 import argparse
 import json
@@ -17,6 +17,7 @@ import math
 import sys
 from functools import partial
 from pathlib import Path
+from tempfile import TemporaryDirectory
 from types import SimpleNamespace
 
 import numpy as np
@@ -36,6 +37,7 @@ from lib.errors import InputError, explain_errors
 from lib.models import build_model, import_method, without_weights
 from lib.optimizer import make_optimizer, make_schedule
 from lib.settings import read_command_line
+from tools import predict
 from tools.heatmaps import head_name, overlay
 from tools.plot import read_run
 from tools.predict import open_checkpoint
@@ -480,12 +482,18 @@ def folder_of_photos(args, name):
     return folder
 
 
-def readme(args):
-    """A photograph, and maps of its labels (columns) by three methods (rows)."""
+def photograph(args):
+    """The image --photo, or the part --crop of it. Raises InputError."""
     with explain_errors(args.photo, "--photo needs an image, --crop a part of it"):
         image = Image.open(args.photo).convert("RGB")
         if args.crop:
             image = image.crop([int(number) for number in args.crop.split(",")])
+    return image
+
+
+def readme(args):
+    """A photograph, and maps of its labels (columns) by three methods (rows)."""
+    image = photograph(args)
     labels = args.labels.split(",")
     names = labels + (args.wrong.split(",") if args.wrong else [])
 
@@ -510,13 +518,31 @@ def readme(args):
     return figure
 
 
+def heat_maps(args):
+    """What tools.predict draws of the photograph, with CSRA."""
+    with TemporaryDirectory() as folder:
+        photo = Path(folder, "photo.png")
+        photograph(args).save(photo)
+        table = Path(folder, "labels.csv")
+        table.write_text(f"image,labels\nphoto.png,{args.labels.replace(',', ';')}\n", "utf-8")
+        checkpoint = reported_checkpoint(folder_of_photos(args, "csra"))
+        predict.main(["--checkpoint", str(checkpoint), str(photo), "--heatmaps", folder + "/maps",
+                      "--labels", str(table)])
+        file, = Path(folder, "maps").iterdir()
+        sheet = Image.open(file).convert("RGB")  # reads it before the folder goes
+    figure = Figure(figsize=(WIDTH, WIDTH * sheet.height / sheet.width))
+    show(figure.add_axes((0, 0, 1, 1)), sheet)
+    return figure
+
+
 PICTURES = {
     "csra-temperatures": csra_temperatures, "csra-labels": csra_labels,
     "csra-training": csra_training, "q2l-heads": q2l_heads, "q2l-labels": q2l_labels,
     "cprfl-prompts": cprfl_prompts, "cprfl-labels": cprfl_labels, "asl-loss": asl_loss,
     "asl-gradient": asl_gradient, "asl-share": asl_share, "schedules": schedules,
-    "curve": curve, "readme": readme}
-JPEG = ("csra-temperatures", "csra-labels", "q2l-heads", "q2l-labels", "cprfl-labels", "readme")
+    "curve": curve, "heat-maps": heat_maps, "readme": readme}
+JPEG = ("csra-temperatures", "csra-labels", "q2l-heads", "q2l-labels", "cprfl-labels", "heat-maps",
+        "readme")
 
 
 def write(figure, name, folder):
@@ -534,7 +560,8 @@ def write(figure, name, folder):
 
 def names_to_draw(args, parser):
     """The pictures that are asked for; by default, all for which the flags suffice."""
-    needs = {"readme": ["photo", "labels", "photo_runs"], "cprfl-prompts": ["photo_runs"]}
+    needs = {"readme": ["photo", "labels", "photo_runs"], "cprfl-prompts": ["photo_runs"],
+             "heat-maps": ["photo", "labels", "photo_runs"]}
     names = []
     for name in args.names or PICTURES:
         if name not in PICTURES:
@@ -559,10 +586,10 @@ def main(argv=None):
     flag("--runs", default=str(ROOT / "runs/pictures"), metavar="DIR",
          help="the folder of the runs on scenes: those that are missing are trained")
     flag("--photo-runs", metavar="DIR", help="readme, cprfl-prompts: the runs on photographs")
-    flag("--photo", metavar="FILE", help="readme: the photograph")
-    flag("--labels", metavar="A,B", help="readme: the labels to show, all in the photograph")
+    flag("--photo", metavar="FILE", help="readme, heat-maps: the photograph")
+    flag("--labels", metavar="A,B", help="the labels to show, all in the photograph")
     flag("--wrong", metavar="C", help="readme: labels to show that are not in the photograph")
-    flag("--crop", metavar="X,Y,X,Y", help="readme: left, top, right, bottom of a part, in pixels")
+    flag("--crop", metavar="X,Y,X,Y", help="left, top, right, bottom of a part, in pixels")
     args = parser.parse_args(argv)
     with matplotlib.rc_context(STYLE):
         for name in names_to_draw(args, parser):

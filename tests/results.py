@@ -499,18 +499,26 @@ def scenes():
     return table(["on scenes", "mAP", "minutes on two CPU cores"], rows)
 
 
-def small():
-    """The recipe `small`: test mAP by the number of training images."""
+def small(value, what, digits):
+    """The recipe `small`: a value of the runs by the number of training images."""
     rows = []
     for model, label in LABELS.items():
         row = [label]
         for images, size in SMALL_SIZES:
             runs = [KEPT.get(small_recipe(model, images, size, seed)) for seed in SEEDS]
-            row.append(mean([run["mAP"] for run in runs if run]))
+            row.append(mean([value(run) for run in runs if run], digits))
         rows.append(row)
     sizes = [f"{images:,} images" + (f", {size} px" if size != 224 else "")
              for images, size in SMALL_SIZES]
-    return table(["`--recipe small`: mAP", *sizes], rows)
+    return table([f"`--recipe small`: {what}", *sizes], rows)
+
+
+def small_accuracy():
+    return small(lambda run: run["mAP"], "mAP", 1)
+
+
+def small_minutes():
+    return small(lambda run: run["seconds"] / 60, "minutes on one core", 0)
 
 
 def small_thresholds():
@@ -557,7 +565,7 @@ TABLES = (partial(photographs, ", 320 px"), photographs,
           partial(long_tail, "coco18-lt, BatchNorm trained", "long-tailed, BatchNorm trained, 128 px"),
           partial(grid, "coco18, 320 px", "320 px"), grid, cells,
           partial(small_objects, ", 400 px"), small_objects, residual, speed,
-          gpu_speed, parity, scenes, small, small_thresholds, recipes)
+          gpu_speed, parity, scenes, small_accuracy, small_minutes, small_thresholds, recipes)
 
 
 def write():

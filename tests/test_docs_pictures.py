@@ -59,9 +59,10 @@ def test_pictures_of_functions(pictures, tmp_path):
 
 def test_pictures_of_photographs(pictures, photo_runs, tmp_path):
     runs, photo = photo_runs
-    pictures.main(["readme", "cprfl-prompts", "--photo", str(photo), "--photo-runs", str(runs),
-                   "--labels", "cat", "--wrong", "small dog", "--out", str(tmp_path)])
-    assert Image.open(tmp_path / "readme.jpg").width == 960
+    pictures.main(["readme", "heat-maps", "cprfl-prompts", "--photo", str(photo), "--photo-runs",
+                   str(runs), "--labels", "cat", "--wrong", "small dog", "--out", str(tmp_path)])
+    for name in ("readme", "heat-maps"):
+        assert Image.open(tmp_path / f"{name}.jpg").width == 960
     assert Image.open(tmp_path / "cprfl-prompts.png").width == 1200
 
 
