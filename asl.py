@@ -331,7 +331,7 @@ SMALL = {  # a few hundred or thousand images of your own, also without a GPU
     "backbone": "tf_efficientnet_lite0.in1k", "pretrained": True, "image_size": 224,
     "freeze_bn": True, "augment": ("flip",), "optimizer": "adamw", "lr": 2e-4,
     "weight_decay": 1e-2, "schedule": "onecycle", "epochs": 4, "min_steps": 500,
-    "batch_size": 16, "head_lr": 10.}
+    "batch_size": 16, "amp": "off", "head_lr": 10.}
 RECIPES = {  # the first is the default
     "scenes": SCENES,
     "scenes-lt": dict(SCENES, epochs=40),

@@ -387,7 +387,7 @@ SMALL = {  # a few hundred or thousand images of your own, also without a GPU
     "backbone": "tf_efficientnet_lite0.in1k", "pretrained": True, "image_size": 224,
     "freeze_bn": True, "augment": ("flip",), "optimizer": "adamw", "lr": 2e-4,
     "weight_decay": 1e-2, "schedule": "onecycle", "epochs": 4, "min_steps": 500,
-    "batch_size": 16, "text": "RN50", "d_model": 512}
+    "batch_size": 16, "amp": "off", "text": "RN50", "d_model": 512}
 RECIPES = {  # the first is the default
     "scenes-lt": SCENES,
     "scenes": dict(SCENES, epochs=8),
