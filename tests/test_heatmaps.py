@@ -98,7 +98,7 @@ def test_a_row_for_each_label_and_a_named_column_for_each_head(monkeypatch):
     maps = torch.rand(2, 3, 2, 4, 4)  # layers, heads, labels, h, w
     sheet = heatmaps.contact_sheet(GRAY, maps, [0.9, 0.4], ["a", "b"], ["right", ""], "x.jpg", 120,
                                    True)
-    assert sheet.size == (7 * 136, 2 * (80 + 30) + 40)
+    assert sheet.size == (7 * 136, 2 * (80 + 30) + 60)
     heads = [(f"layer {i}, head {j}", "") for i in (1, 2) for j in (1, 2, 3)]
     captions = [(caption, verdict) for caption, verdict, _ in drawn]
     assert captions == [("a 0.90 in x.jpg", "right"), *heads, ("b 0.40 in x.jpg", ""), *heads]
@@ -111,7 +111,7 @@ def test_the_mean_of_layers_and_heads_is_drawn_after_the_photograph():
     scores = [0.9, 0.8, 0.7, 0.6]
     verdicts = ["right", "", "", "missed"]
     sheet = heatmaps.contact_sheet(GRAY, maps, scores, list("abcd"), verdicts, "x.jpg", 120)
-    assert sheet.size == (3 * 136, 2 * 110 + 40)  # five tiles: three and two
+    assert sheet.size == (3 * 136, 2 * 110 + 60)  # five tiles: three and two
     picture = pixels(sheet)
     np.testing.assert_array_equal(picture[:80, :120], pixels(GRAY.resize((120, 80))))
     expected = heatmaps.overlay(GRAY.resize((120, 80)), maps.mean((0, 1))[3], 0.6)
@@ -144,12 +144,13 @@ def test_a_verdict_has_its_color_and_is_not_covered_by_a_long_name(verdict):
 
 
 def test_the_legend_has_the_colors_of_heat():
-    found = pixels(to_pil_image(heatmaps.legend(976, 480)))
+    found = pixels(to_pil_image(heatmaps.legend(["a", "b"], 976, 480)))
     heat = np.linspace(0, 1, 240)[:, None]
     low, high = np.array(heatmaps.LOW), np.array(heatmaps.HIGH)
     expected = 1 + 0.75 * heat * (low + (high - low) * heat ** 2 - 1)  # over white
     np.testing.assert_allclose(found[20, 20:260], expected, atol=1.01 / 255)
-    heatmaps.legend(32, 16)  # narrower than its text
+    assert found.shape[0] == 80 and max(found[20, 290:].min(), found[60, 290:].min()) < 0.1  # texts
+    heatmaps.legend(["longer than the sheet"], 32, 16)  # narrower than its text
 
 
 @pytest.mark.parametrize("size, expected", [((300, 200), (480, 320)), ((200, 300), (480, 720)),
@@ -159,6 +160,6 @@ def test_tiles_keep_the_shape_of_a_photograph_and_fit_a_screen(size, expected):
     image = Image.new("RGB", size)
     sheet = heatmaps.contact_sheet(image, torch.rand(1, 3, 3), [0.9], ["猫 é"], ["right"])
     width, height = expected
-    assert sheet.size == (2 * 496, height + 60 + 80)
+    assert sheet.size == (2 * 496, height + 60 + 120)
     picture = pixels(sheet)
     assert picture[:height, :width].max() == 0 and picture[:height, width:496].min() == 1

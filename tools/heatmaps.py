@@ -26,8 +26,6 @@ HIGH = (1.0, 0.9, 0.2)  # yellow
 OPACITY = 0.75  # at heat 1: the object stays visible
 VERDICTS = {"right": "#007a50", "wrong": "#c04000", "missed": "#0060a8",
             "below threshold": "#909090"}
-LEGEND = ("Heat: its peak is the label's score. Outline: half of the peak.",
-          "right, wrong, missed: said of the label, not of the place.")
 
 
 def contact_sheet(image, maps, scores, names, verdicts, title="", width=480, each_head=False):
@@ -58,7 +56,13 @@ def contact_sheet(image, maps, scores, names, verdicts, title="", width=480, eac
         for heat, score, caption, verdict in zip(mean, scores, captions, verdicts):
             tiles.append(tile(overlay(image, heat, score), caption, width, verdict))
     grid = make_grid(tiles, columns, padding=0, pad_value=255)  # (3, height, columns * tile width)
-    return to_pil_image(torch.cat([grid, legend(grid.shape[-1], width)], 1))  # under each other
+
+    h, w = maps.shape[-2:]
+    lines = [f"Heat: its peak is the label's score. The map has {h} x {w} cells.",
+             "Outline: half of the peak; none if the score is below 0.1."]
+    if {"right", "wrong", "missed"} & set(verdicts):
+        lines.append("right, wrong, missed: said of the label, not of the place.")
+    return to_pil_image(torch.cat([grid, legend(lines, grid.shape[-1], width)], 1))
 
 
 def head_name(index):
@@ -89,19 +93,19 @@ def tile(picture, caption, width, verdict=""):
     return pil_to_tensor(canvas)
 
 
-def legend(width, tile_width):
-    """(3, height, width): the colors of heat from 0 to 1, and what the rest means."""
+def legend(lines, width, tile_width):
+    """(3, height, width): the colors of heat from 0 to 1, and lines of text."""
     size = max(tile_width // 24, 10)
     font = ImageFont.load_default(size)
-    canvas = Image.new("RGB", (width, 4 * size), "white")
+    canvas = Image.new("RGB", (width, 2 * size * len(lines)), "white")
     pen = ImageDraw.Draw(canvas)
     heat = torch.linspace(0, 1, tile_width // 2).expand(size, -1)
     bar = to_pil_image(colored(torch.ones(3, *heat.shape), heat))
     pen.text((2, size), "0", "black", font, anchor="lm")
     canvas.paste(bar, (size, size // 2))
     pen.text((bar.width + 4 * size // 3, size), "1", "black", font, anchor="lm")
-    for line, text in enumerate(LEGEND):
-        pen.text((bar.width + 3 * size, size + 2 * line * size), text, "black", font, anchor="lm")
+    for i, line in enumerate(lines):
+        pen.text((bar.width + 3 * size, size + 2 * i * size), line, "black", font, anchor="lm")
     return pil_to_tensor(canvas)
 
 

@@ -112,7 +112,7 @@ def main(argv=None):
     what = f"the threshold {threshold:.4g}"
     if args.per_class:
         what = "a threshold for each class"
-    print(f"best F1 on {args.split}: {what}, written to {out}; other images gain less")
+    print(f"best F1 on {args.split}: {what}, written to {out}; check it on other images")
 
 
 def print_table(classes, thresholds, before, after):
