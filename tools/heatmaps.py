@@ -123,16 +123,8 @@ def overlay(image, heat, score):
     photograph = 0.9 * pil_to_tensor(Image.blend(image, gray, 0.2)) / 255  # (3, height, width)
     picture = colored(photograph, float(score) * relative)
 
-    # The outline: white around the place and black in it, so that one of the two is seen anywhere.
-    if score < 0.1:
-        return to_pil_image(picture)
-    inside = (relative > 0.5).float()
-    line = max(image.width // 240, 1)  # its width in pixels
-    white = widened(inside, line) - inside
-    black = inside - (1 - widened(1 - inside, line))
-    strength = 0.4 + 0.6 * float(score)
-    picture = torch.lerp(picture, torch.tensor(1.0), strength * white)
-    picture = torch.lerp(picture, torch.tensor(0.0), strength * black)
+    if score >= 0.1:
+        picture = outlined(picture, relative > 0.5, strength=0.4 + 0.6 * float(score))
     return to_pil_image(picture)
 
 
@@ -142,6 +134,17 @@ def colored(photograph, heat):
     high = torch.tensor(HIGH)[:, None, None]
     colors = torch.lerp(low, high, heat ** 2)  # yellow only near heat 1
     return torch.lerp(photograph, colors, OPACITY * heat)
+
+
+def outlined(picture, inside, strength):
+    """A picture (3, height, width) with a line around a mask (height, width), white on its outer
+    and black on its inner side: one of the two is seen on any ground."""
+    inside = inside.float()
+    line = max(picture.shape[-1] // 240, 1)  # its width in pixels
+    white = widened(inside, line) - inside
+    black = widened(1 - inside, line) - (1 - inside)
+    picture = torch.lerp(picture, torch.tensor(1.0), strength * white)
+    return torch.lerp(picture, torch.tensor(0.0), strength * black)
 
 
 def widened(shape, line):
