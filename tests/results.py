@@ -499,14 +499,15 @@ def scenes():
     return table(["on scenes", "mAP", "minutes on two CPU cores"], rows)
 
 
-def small(value, what, digits):
-    """The recipe `small`: a value of the runs by the number of training images."""
+def small(cell, what):
+    """The recipe `small`: `cell`, a text on some runs, by the number of training images."""
     rows = []
     for model, label in LABELS.items():
         row = [label]
         for images, size in SMALL_SIZES:
             runs = [KEPT.get(small_recipe(model, images, size, seed)) for seed in SEEDS]
-            row.append(mean([value(run) for run in runs if run], digits))
+            runs = [run for run in runs if run]
+            row.append(cell(runs) if runs else "")
         rows.append(row)
     sizes = [f"{images:,} images" + (f", {size} px" if size != 224 else "")
              for images, size in SMALL_SIZES]
@@ -514,11 +515,12 @@ def small(value, what, digits):
 
 
 def small_accuracy():
-    return small(lambda run: run["mAP"], "mAP", 1)
+    return small(lambda runs: mean([run["mAP"] for run in runs]), "mAP")
 
 
 def small_minutes():
-    return small(lambda run: run["seconds"] / 60, "minutes on one core", 0)
+    return small(lambda runs: f"{sum(run['seconds'] for run in runs) / len(runs) / 60:.0f}",
+                 "minutes on one core")
 
 
 def small_thresholds():
