@@ -61,7 +61,7 @@ def contact_sheet(image, maps, scores, names, verdicts, title="", width=480, eac
     lines = [f"Heat: its peak is the label's score. The map has {h} x {w} cells.",
              "Outline: half of the peak; none if the score is below 0.1."]
     if {"right", "wrong", "missed"} & set(verdicts):
-        lines.append("right, wrong, missed: said of the label, not of the place.")
+        lines.append("missed: true, below the threshold. Verdicts are on labels, not places.")
     return to_pil_image(torch.cat([grid, legend(lines, grid.shape[-1], width)], 1))
 
 
