@@ -327,7 +327,7 @@ SCENES = {  # small, for a CPU
     "mean": (0.5, 0.5, 0.5), "std": (0.25, 0.25, 0.25), "augment": ("flip",),
     "optimizer": "adamw", "lr": 3e-3, "weight_decay": 1e-2, "schedule": "onecycle",
     "pct_start": 0.2, "epochs": 8, "batch_size": 64, "head_std": 0.1}  # with 0.01: 73 mAP
-SMALL = {  # a few hundred or thousand images of your own, also without a GPU
+SMALL = {  # few images, or no GPU. amp: with this backbone, CPUs are slower in bfloat16
     "backbone": "tf_efficientnet_lite0.in1k", "pretrained": True, "image_size": 224,
     "freeze_bn": True, "augment": ("flip",), "optimizer": "adamw", "lr": 2e-4,
     "weight_decay": 1e-2, "schedule": "onecycle", "epochs": 4, "min_steps": 500,

@@ -383,7 +383,7 @@ SCENES = {  # small, for a CPU
     "optimizer": "adamw", "lr": 5e-4, "weight_decay": 1e-2, "schedule": "onecycle",
     "pct_start": 0.2, "epochs": 40, "batch_size": 16, "clip_grad": 1., "text": "random",
     "d_model": 128, "heads": 4, "head_dim": 32, "ffn": 256, "dropout": 0.}
-SMALL = {  # a few hundred or thousand images of your own, also without a GPU
+SMALL = {  # few images, or no GPU. amp: with this backbone, CPUs are slower in bfloat16
     "backbone": "tf_efficientnet_lite0.in1k", "pretrained": True, "image_size": 224,
     "freeze_bn": True, "augment": ("flip",), "optimizer": "adamw", "lr": 2e-4,
     "weight_decay": 1e-2, "schedule": "onecycle", "epochs": 4, "min_steps": 500,

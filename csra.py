@@ -276,7 +276,7 @@ SCENES = {
     "mean": (0.5, 0.5, 0.5), "std": (0.25, 0.25, 0.25), "augment": ("flip",),
     "optimizer": "adamw", "lr": 3e-3, "weight_decay": 1e-2, "schedule": "onecycle", "epochs": 8,
     "batch_size": 64, "lam": 1.}
-SMALL = {  # a few hundred or thousand images of your own, also without a GPU
+SMALL = {  # few images, or no GPU. amp: with this backbone, CPUs are slower in bfloat16
     "backbone": "tf_efficientnet_lite0.in1k", "pretrained": True, "image_size": 224,
     "freeze_bn": True, "augment": ("flip",), "optimizer": "adamw", "lr": 2e-4,
     "weight_decay": 1e-2, "schedule": "onecycle", "epochs": 4, "min_steps": 500,

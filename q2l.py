@@ -404,7 +404,7 @@ SCENES = {  # small, for a CPU
     "optimizer": "adamw", "lr": 7e-4, "weight_decay": 1e-2, "schedule": "onecycle",
     "pct_start": 0.2, "epochs": 8, "batch_size": 32, "d_model": 128, "ffn": 256, "dropout": 0.,
     "freeze": False}
-SMALL = {  # a few hundred or thousand images of your own, also without a GPU
+SMALL = {  # few images, or no GPU. amp: with this backbone, CPUs are slower in bfloat16
     "backbone": "tf_efficientnet_lite0.in1k", "pretrained": True, "image_size": 224,
     "freeze_bn": True, "augment": ("flip",), "optimizer": "adamw", "lr": 1e-4,
     "weight_decay": 1e-2, "schedule": "onecycle", "epochs": 4, "min_steps": 500,

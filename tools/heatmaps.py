@@ -7,8 +7,7 @@ sums to 1 over the cells, class activation maps are scores. So the heat of a cel
 
 It says where the model looks more than on average, and its peak is the label's probability. Cells
 below the mean have no heat. So all maps have one scale, from 0 to 1: an unsure label is pale. An
-outline, at half of the map's peak, shows where a pale one lies. Below 0.1, a map is mostly noise
-and has none.
+outline, at half of the map's peak, shows where a pale one lies.
 """
 import math
 
@@ -24,6 +23,7 @@ COLUMNS = 4  # the image and three labels
 LOW = (1.0, 0.0, 0.6)  # pink, which few photographs have; transparent at heat 0
 HIGH = (1.0, 0.9, 0.2)  # yellow
 OPACITY = 0.75  # at heat 1: the object stays visible
+NOISE = 0.1  # below this probability, a map is mostly noise and gets no outline
 VERDICTS = {"right": "#007a50", "wrong": "#c04000", "missed": "#0060a8",
             "below threshold": "#909090"}
 
@@ -59,7 +59,7 @@ def contact_sheet(image, maps, scores, names, verdicts, title="", width=480, eac
 
     h, w = maps.shape[-2:]
     lines = [f"Heat: its peak is the label's score. The map has {h} x {w} cells.",
-             "Outline: half of the peak; none if the score is below 0.1."]
+             f"Outline: half of the peak; none if the score is below {NOISE}."]
     if {"right", "wrong", "missed"} & set(verdicts):
         lines.append("missed: true, below the threshold. Verdicts are on labels, not places.")
     return to_pil_image(torch.cat([grid, legend(lines, grid.shape[-1], width)], 1))
@@ -123,7 +123,7 @@ def overlay(image, heat, score):
     photograph = 0.9 * pil_to_tensor(Image.blend(image, gray, 0.2)) / 255  # (3, height, width)
     picture = colored(photograph, float(score) * relative)
 
-    if score >= 0.1:
+    if score >= NOISE:
         picture = outlined(picture, relative > 0.5, strength=0.4 + 0.6 * float(score))
     return to_pil_image(picture)
 
