@@ -331,9 +331,9 @@ def probabilities(logits):
     return torch.from_numpy(logits).double().sigmoid().numpy()
 
 
-def check_output(path, others):
+def check_output(path, others, replaced=False):
     """Tries whether a file can be written, which must not be one of the others. If not, raises
-    InputError before the work starts."""
+    InputError before the work starts. replaced: another file will be renamed to it."""
     if path is None:
         return
     with explain_errors(path, WRITE_REMEDY):
@@ -342,6 +342,8 @@ def check_output(path, others):
                 raise FileExistsError("another flag names the same file")
         Path(path).parent.mkdir(parents=True, exist_ok=True)
         is_new = not Path(path).exists()
+        if replaced and not is_new and not os.path.isdir(path) and not os.path.isfile(path):
+            raise FileExistsError("it is a device, not a file")
         open(path, "a").close()
         if is_new:
             os.remove(path)  # if the work fails, no empty file is left

@@ -56,6 +56,8 @@ def cache_only(offline):
 def address_of(backbone):
     """Where the pretrained weights of a timm model are."""
     config = timm.get_pretrained_cfg(backbone)
+    if config is None:  # hf-hub:OWNER/NAME, which timm takes, too
+        return huggingface_hub.hf_hub_url(backbone.partition(":")[2], "model.safetensors")
     if config.hf_hub_id:
         file = config.hf_hub_filename or "model.safetensors"
         return huggingface_hub.hf_hub_url(config.hf_hub_id, file)

@@ -46,9 +46,9 @@ def build_model(method, settings, classes):
     if settings.pretrained or needs_text_tower(settings):
         offline = why_offline()
     try:
-        if settings.pretrained:
-            refuse_pooled_norm(settings.backbone)
         with cache_only(offline), warnings.catch_warnings():
+            if settings.pretrained:
+                refuse_pooled_norm(settings.backbone)
             # Here, the weights may come later; lib/settings.py says it where they do not.
             warnings.filterwarnings("ignore", "the frozen layers")
             model = method.build(classes, **settings_for(method.build, settings))

@@ -56,7 +56,9 @@ def read_csv(root, split):
     if not train_file.is_file():
         train_file = file
     if split == "train":
-        warn_of_other_names(root)
+        for file_not_read in unread_files(root):
+            print(f"warning: {file_not_read} is not read: to choose epochs and thresholds on it, "
+                  "rename it val.csv", file=sys.stderr)
     with explain_errors(train_file, REMEDY):
         train_columns = label_columns(train_file)
     with explain_errors(file, REMEDY):
@@ -95,14 +97,12 @@ def names_alone(root, split):
         return label_columns(file) == ["labels"]
 
 
-def warn_of_other_names(root):
-    """Says that a validation file with another name than val.csv is not read."""
+def unread_files(root):
+    """Validation files with another name than val.csv."""
     if (root / "val.csv").is_file():
-        return
-    for name in ("valid.csv", "validation.csv", "dev.csv", "eval.csv", "Val.csv", "VAL.csv"):
-        if (root / name).is_file():
-            print(f"warning: {root / name} is not read: to choose epochs and thresholds on it, "
-                  "rename it val.csv", file=sys.stderr)
+        return []
+    names = ("valid.csv", "validation.csv", "dev.csv", "eval.csv", "Val.csv", "VAL.csv")
+    return [root / name for name in names if (root / name).is_file()]
 
 
 def label_columns(file):
@@ -147,6 +147,8 @@ def read_table(file, root):
                 raise ValueError(f"{image} has two rows: put all its labels in one row")
             if columns == ["labels"]:
                 names.append(label_names(row[0]))
+            elif "labels" in columns:
+                refuse_others(row, columns)
             else:
                 codes.extend(codes_of(row, columns))
         except ValueError as error:
@@ -169,6 +171,14 @@ def identity_of(root, image):
     if mark:
         identity = f"{identity}::{box_of(box)}"
     return identity
+
+
+def refuse_others(values, columns):
+    """Raises ValueError, which names a column that stands beside the column `labels`."""
+    for column, value in zip(columns, values):
+        if column != "labels":
+            raise ValueError(f"column {column}, {value!r}: beside a column `labels`, there must be "
+                             "no column but image")
 
 
 def codes_of(values, columns):

@@ -1,6 +1,7 @@
 """Label tables and lists in text files, in UTF-8, with or without a byte order mark."""
 import csv
 import os
+from pathlib import Path
 
 import numpy as np
 
@@ -42,7 +43,7 @@ def refuse_repeated(images):
 
 def read_text(file):
     """The text of a file. Raises ValueError."""
-    content = file.read_bytes()
+    content = Path(file).read_bytes()
     try:
         return content.decode("utf-8-sig")
     except UnicodeDecodeError as error:

@@ -45,6 +45,8 @@ def waited(monkeypatch, tmp_path):
      ["no connection to https://huggingface.co", "Temporary failure in name resolution",
       "https://huggingface.co/timm/resnet18.a1_in1k/resolve/main/model.safetensors",
       "--weights FILE", "--no-pretrained"]),
+    (("--backbone", "hf-hub:timm/resnet18.a1_in1k", "--pretrained", "--mean", "0.5,0.5,0.5", "--std",
+      "0.2,0.2,0.2"), ["https://huggingface.co/timm/resnet18.a1_in1k/resolve/main/model.safetensors"]),
     (("--model", "cprfl", "--text", "RN50", "--backbone", "resnet18.a1_in1k", "--pretrained"),
      ["resnet18.a1_in1k/resolve/main/model.safetensors", "--weights FILE", "--text random",
       "--text-features FILE"]),

@@ -498,6 +498,11 @@ def test_captions_say_which_labels_are_right_wrong_and_missed(checkpoint, tmp_pa
     expected[1] = (second, "")
     assert captions_with(f"{','.join(order)},image\n{row},0.png\n") == expected
 
+    # one label in each row, some of them made of other labels, as the data set has them
+    rows = "".join(f"{i}.png,{name}\n" for i, name in enumerate([*classes, first]))
+    assert captions_with(f"image,labels\n{rows}")
+    assert captions_with(f'image,labels\n0.png,{first};{last}\n"1.png::0,0,5,5",{last}\n')
+    assert f"left out: 1 rows of {tmp_path / 'truth.csv'}, which are boxes" in capsys.readouterr().err
     for text, message in (
             ("image,labels\n9.png,\n0.png,emu\n", "truth.csv: row 3: the model has no {'emu'}"),
             (f"image,{first}\n0.png,1\n", "truth.csv: row 1: no columns"),

@@ -2,11 +2,14 @@
 import csv
 import itertools
 import json
+import math
+import os
 import re
 from pathlib import Path
 
 import numpy as np
 import pytest
+import torch
 from PIL import Image
 from test_odd import own
 
@@ -168,9 +171,10 @@ def test_a_field_may_have_several_lines_and_the_last_row_no_end(tmp_path):
     ("image,labels\n0.jpg,a\n1.jpg,b\n2.jpg,a b\n", "all.csv: row 4: 'a b' is a list"),
     ("image,a\n0.jpg,1\n1.jpg,1\n", "all.csv: no image is left for test.csv"),
     ("image,a\n0.jpg,1\n0.jpg,1\n", "all.csv: row 3: 0.jpg has two rows"),
-    ("image,a\n0.jpg,1\n\"1.jpg::1,2,3\",1\n", "all.csv: row 3: .*not four numbers")])
+    ("image,a\n0.jpg,1\n\"1.jpg::1,2,3\",1\n", "all.csv: row 3: .*not four numbers"),
+    ("image,labels\n0.jpg,caf\xe9\n", "all.csv: row 2 is not in UTF-8")])
 def test_a_bad_csv_is_one_line_and_nothing_is_written(text, message, tmp_path):
-    (tmp_path / "all.csv").write_text(text)
+    (tmp_path / "all.csv").write_text(text, "latin-1")
     write_images(tmp_path, ["0.jpg", "1.jpg"])
     with pytest.raises(InputError, match=message) as error:
         split.main([str(tmp_path / "all.csv"), "--root", str(tmp_path)])
@@ -338,6 +342,19 @@ def test_top_prints_the_highest_labels(trained, photos, capsys):
     with pytest.raises(InputError, match="another flag names the same file"):
         predict.main([*flags, "--csv", str(photos / "0.png")])
     Image.open(photos / "0.png").load()  # it is still there
+    os.mkfifo(photos / "pipe")  # as /dev/stdout can be: a renamed file would take its place
+    with pytest.raises(InputError, match="pipe: it is a device, not a file"):
+        predict.main([*flags, "--csv", str(photos / "pipe")])
+
+
+def test_scores_that_are_nan_are_no_answer(trained, photos, tmp_path):
+    saved = torch.load(trained / "run/best.pt", weights_only=True)
+    for values in saved["model"].values():
+        if values.is_floating_point():
+            values.fill_(math.nan)
+    torch.save(saved, tmp_path / "nan.pt")
+    with pytest.raises(InputError, match="0.png has the score nan: the model of .*nan.pt is broken"):
+        predict.main(["--checkpoint", str(tmp_path / "nan.pt"), str(photos / "0.png")])
 
 
 # ------------------------------------------------------------------------------------------- check
@@ -348,6 +365,26 @@ def test_an_extra_column_is_named_with_its_value(tmp_path):
     with pytest.raises(InputError, match="train.csv: row 3: column width: '640' is not 1, 0, -1 or "
                                          "empty; there must be no columns but image and labels"):
         load("csv", tmp_path)
+
+
+@pytest.mark.parametrize("text, named", [
+    ("image,labels,split\na.jpg,cat;dog,train\n", "row 2: column split, 'train'"),
+    ("verified,image,labels\n1,a.jpg,\n0,b.jpg,\n", "row 2: column verified, '1'")])  # all valid codes
+def test_a_column_beside_labels_is_named_with_its_value(text, named, tmp_path):
+    (tmp_path / "train.csv").write_text(text)
+    with pytest.raises(InputError, match=f"train.csv: {named}: beside a column `labels`, there must be"):
+        load("csv", tmp_path)
+
+
+def test_a_validation_file_that_is_not_read_is_no_clean_check(tmp_path, capsys):
+    for number, split_name in enumerate(("train", "test", "valid")):
+        Image.new("RGB", (8, 8), (50 * number, 0, 0)).save(tmp_path / f"{number}.png")
+        Image.new("RGB", (8, 8), (0, 50, 50 * number)).save(tmp_path / f"{number}b.png")
+        (tmp_path / f"{split_name}.csv").write_text(f"image,cat\n{number}.png,1\n{number}b.png,0\n")
+    assert not check.main(["--data", "csv", "--root", str(tmp_path), "--verify"])
+    printed = capsys.readouterr()
+    assert "valid.csv is not read" in printed.err
+    assert printed.out.endswith("\nwarnings: 1\nproblems: 0\n")
 
 
 @pytest.mark.parametrize("text, verdict", [

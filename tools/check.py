@@ -16,6 +16,7 @@ from lib.errors import InputError
 from lib.progress import Clock
 from readers import READERS, split_names
 from readers.images import has_16_bits, missing
+from readers.own_images import unread_files
 
 
 def main(argv=None):
@@ -43,6 +44,8 @@ def main(argv=None):
         for warning in label_warnings(dataset, split):
             print(warning)
             warnings += 1
+        if args.data == "csv" and split == "train":
+            warnings += len(unread_files(Path(args.root)))  # load has printed these
         if args.verify:
             problems += verify(dataset, split, seen)
         else:

@@ -58,7 +58,7 @@ def command_line(argv):
          help="show up to N false positives and N misses of each class")
     flag("--out", required=True, metavar="HTML", help="write the page")
     args = parser.parse_args(argv)
-    check_output(args.out, [args.checkpoint, args.threshold])
+    check_output(args.out, [args.checkpoint, args.threshold], replaced=True)
     return args
 
 

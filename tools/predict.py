@@ -28,7 +28,7 @@ from lib import distributed
 from lib.errors import InputError, explain_errors
 from lib.settings import integer
 from readers.images import REMEDY, read_image, to_tensor
-from readers.own_images import read_table, refuse_lists
+from readers.own_images import read_table
 from readers.tables import multi_hot
 from tools.heatmaps import contact_sheet
 
@@ -136,7 +136,6 @@ def true_labels(file, classes):
                               "the model; its paths are relative to its folder"):
         table = read_table(file, Path(file).parent)
         if table.columns == ["labels"]:
-            refuse_lists(table)
             for number, names in zip(table.numbers, table.values):
                 if names - set(classes):
                     raise ValueError(f"row {number}: the model has no {names - set(classes)}")
@@ -148,6 +147,10 @@ def true_labels(file, classes):
             columns = [table.columns.index(name) for name in classes]
             targets = table.values[:, columns]
     paths = [os.path.abspath(path) for path in table.paths]
+    boxes = sum("::" in path for path in paths)
+    if boxes:
+        print(f"left out: {boxes} rows of {file}, which are boxes: images are shown whole",
+              file=sys.stderr)
     return dict(zip(paths, targets))
 
 
@@ -223,7 +226,7 @@ def command_line(argv):
     if args.labels and args.top:
         parser.error("--labels compares the labels above the threshold: leave --top out")
     files = images_in(args.images)
-    check_output(args.csv, [args.checkpoint, args.threshold, args.labels, *files])
+    check_output(args.csv, [args.checkpoint, args.threshold, args.labels, *files], replaced=True)
     if args.heatmaps:
         with explain_errors(args.heatmaps, "choose another place to write to"):
             Path(args.heatmaps).mkdir(parents=True, exist_ok=True)
@@ -271,6 +274,9 @@ def main(argv=None):
         scores = logits.sigmoid().tolist()
         logits = logits.numpy()
         for i, photo in enumerate(batch):
+            if np.isnan(logits[i]).any():
+                raise InputError(f"{photo.file} has the score nan: the model of {args.checkpoint} "
+                                 "is broken; train it with a lower --lr or --amp off")
             order = np.argsort(-logits[i])
             if args.top:
                 labels = order[:args.top]
