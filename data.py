@@ -143,6 +143,8 @@ def load(name, root="", split="train", *, drop_unlabelled=False, difficult="igno
 
     if dataset.targets.size == 0:
         raise InputError(f"{name} {split} in {root} is empty")
+    if dataset.targets.min() < -1 or dataset.targets.max() > 1:
+        raise InputError(f"{name} {split}: the reader gives targets that are not 1, 0 or -1")
     if len(set(classes)) < len(classes):
         raise InputError(f"{name} in {root}: two classes have one name")
     if check:

@@ -109,7 +109,9 @@ def train(method, settings):
     parts = {"model": model, "ema": average, "optimizer": optimizer, "schedule": schedule,
              "scaler": scaler}
     fingerprints = {name: fingerprint(split, settings.root) for name, split in splits.items()}
-    history = continue_run(out, parts, fingerprints) if resuming else []  # a line for each epoch
+    history = []  # a line for each epoch
+    if resuming:
+        history = continue_run(out, parts, fingerprints, amp_dtype)
     run = {"settings": vars(settings), "machine": machine(device, amp_dtype),
            "classes": train_set.classes, "class_counts": class_counts,
            "fingerprints": fingerprints, "history": history}

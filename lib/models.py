@@ -42,6 +42,9 @@ def build_model(method, settings, classes):
     Raises InputError.
     """
     what = f"{settings.model}, backbone {settings.backbone}"
+    if needs_text_tower(settings) and all(name.isdigit() for name in classes):
+        raise InputError(f"{what}: the class names are numbers, {classes[0]} first, which mean "
+                         "nothing to the text tower: use --text-features FILE or --text random")
     offline = ""
     if settings.pretrained or needs_text_tower(settings):
         offline = why_offline()
@@ -170,6 +173,10 @@ def load_matching(model, settings, classes):
     initialized = {"text_features"}  # CPRFL's follow from the flags of this run
     if classes != old_classes:
         initialized.update(import_method(settings.model).CLASS_TENSORS)
+        if set(classes) == set(old_classes):
+            print_once(f"warning: {path} has the same classes in another order, {old_classes[:3]} "
+                       "first, so the classifier starts from random values: give the columns of "
+                       "the data this order to keep it")
     misfit = (f"{path}: its backbone, {checkpoint['settings'].backbone}, does not fit "
               f"{settings.backbone}: check --backbone and --image-size")
     own = model.state_dict()

@@ -54,24 +54,39 @@ def new_folder(name):
                 folder = Path(f"{name}-{number}")
 
 
-def continue_run(out, parts, fingerprints):
-    """Loads OUT/last.pt into the parts of a run. Returns the lines of its epochs."""
+def continue_run(out, parts, fingerprints, amp_dtype):
+    """Loads the last complete epoch of a run into its parts. Returns the lines of its epochs."""
     last = out / "last.pt"
-    best = out / "best.pt"
-    checkpoint = read_checkpoint(last)
+    checkpoint = last_checkpoint(last, out / "best.pt", has_val="val" in fingerprints)
     with explain_errors(last, "damaged: start over, or restore a backup"):
         refuse_changed_data(last, checkpoint["fingerprints"], fingerprints)
         for name, part in parts.items():
+            if name == "scaler" and not checkpoint[name]:
+                continue  # the run was not in float16 so far
             if part is not None:  # there may be no average
                 part.load_state_dict(checkpoint[name])
-        history = checkpoint["history"]
-    if "val" in fingerprints:
-        if not best.is_file():
-            raise InputError(f"{best} is missing: with a val split, --resume needs it, too")
-        best_history = read_checkpoint(best).get("history")
-        if not best_history or best_history != history[:len(best_history)]:
-            raise InputError(f"{best} is of another run than {last}: restore the one of this run")
-    return history
+        before = checkpoint["machine"]["autocast"]
+    if before != str(amp_dtype):
+        print_once(f"warning: the run was computed with autocast {before} so far, and continues "
+                   f"with {amp_dtype}, because this machine is another one")
+    return checkpoint["history"]
+
+
+def last_checkpoint(last, best, has_val):
+    """The checkpoint of the last complete epoch. Raises InputError if best.pt is of another run."""
+    checkpoint = read_checkpoint(last)
+    if not has_val:
+        return checkpoint
+    if not best.is_file():
+        raise InputError(f"{best} is missing: with a val split, --resume needs it, too")
+    best_checkpoint = read_checkpoint(best)
+    history = checkpoint.get("history")
+    best_history = best_checkpoint.get("history")
+    if best_history and best_history[:-1] == history:
+        return best_checkpoint  # the run was killed after this one was written, before last.pt was
+    if not best_history or not history or best_history != history[:len(best_history)]:
+        raise InputError(f"{best} is of another run than {last}: restore the one of this run")
+    return checkpoint
 
 
 def reach_min_steps(settings, steps_per_epoch):

@@ -52,8 +52,8 @@ def read_command_line(argv):
         settings = stored_settings(last, settings, given)
         method = import_method(settings.model)  # the run's, if --model is not given
     else:
-        if settings.resume and not given & {"model", "data"}:
-            # Without this, a wrong --out would start a default run.
+        if settings.resume and given <= MAY_CHANGE | {"model"}:
+            # Without this, a wrong --out would start a default run. csra.py adds --model itself.
             parser.error(f"there is no {last} to continue from: correct --out, or repeat the run's "
                          "whole command with --resume, which starts it again")
         if "epochs" in given and "schedule_epochs" not in given:
@@ -332,6 +332,8 @@ def stored_settings(last, settings, given):
         value = getattr(settings, name)
         if name in MAY_CHANGE:
             setattr(stored, name, value)
+        elif name == "epochs" and stored.min_steps and value < stored.epochs:
+            continue  # --min-steps has raised them
         elif name == "epochs" and stored.epochs != value:
             raise InputError(f"{last} is of a run of {stored.epochs} epochs, and its schedule with "
                              f"it: to train longer, use --init {shlex.quote(str(last))} with "
@@ -372,6 +374,8 @@ def check_settings(settings, given, parser, method):
         parser.error("--ema: the decay must be below 1")
     if settings.report == "ema" and "report" in given and settings.ema == 0:
         parser.error("--report ema needs --ema DECAY")
+    if settings.ema == 0 and given & {"ema_start", "ema_warmup"}:
+        parser.error("--ema-start and --ema-warmup need --ema DECAY")
     for name in ("epochs", "batch_size", "image_size", "accumulate", "decay_epochs"):
         if getattr(settings, name) < 1:
             parser.error(f"--{name.replace('_', '-')} must be at least 1")

@@ -22,7 +22,7 @@ import tools.released
 import train
 from data import InputError
 from lib.checkpoint import save
-from lib.models import load_backbone, load_matching, starting_model
+from lib.models import build_model, load_backbone, load_matching, starting_model
 from lib.settings import read_command_line
 from readers import CLASSES, voc
 from readers.images import read_image
@@ -65,6 +65,19 @@ def test_wrong_weights_are_one_error(tmp_path):
             load_backbone(model.backbone, str(tmp_path / name))
 
 
+def test_class_names_that_are_numbers_need_other_text_features(tmp_path):
+    """VG500's classes have no names in its files."""
+    np.save(tmp_path / "features.npy", np.ones((2, 4), np.float32))
+    flags = ["--model", "cprfl", "--data", "vg500", "--root", str(tmp_path), "--no-pretrained",
+             "--backbone", "test_resnet", "--image-size", "64"]
+    method, s = read_command_line(flags)
+    with pytest.raises(InputError, match="the class names are numbers, 0 first, .*--text-features FILE"):
+        build_model(method, s, ["0", "1"])
+    for more in (["--text", "random"], ["--text-features", str(tmp_path / "features.npy")]):
+        method, s = read_command_line([*flags, *more])
+        build_model(method, s, ["0", "1"])
+
+
 def test_init_from_other_classes(tmp_path, capsys):
     (tmp_path / "old").mkdir(), (tmp_path / "new").mkdir()
     train.main([*own(tmp_path / "old"), "--epochs", "1", "--out", str(tmp_path / "run")])
@@ -79,7 +92,9 @@ def test_init_from_other_classes(tmp_path, capsys):
         same = model.head.weight.shape == stored["head.weight"].shape and torch.equal(
             model.head.weight, stored["head.weight"])
         assert same == kept
-        assert ("initialized: ['head.weight']" in capsys.readouterr().out) != kept
+        said = capsys.readouterr().out
+        assert ("initialized: ['head.weight']" in said) != kept
+        assert ("the same classes in another order, ['a', 'b'] first" in said) == (classes == ["b", "a"])
     model = csra.build(["a"], backbone="resnet18", pretrained=False, image_size=64)
     with pytest.raises(InputError, match="backbone.* does not fit"):
         load_matching(model, s, ["a"])

@@ -88,6 +88,12 @@ def test_a_longer_run_resumes_to_the_same_weights(tmp_path, monkeypatch):
     with pytest.raises(KeyboardInterrupt):
         small_recipe("csra", tmp_path, tmp_path / "b", "--min-steps", "10")
     monkeypatch.undo()
+    whole_command = ["--model", "csra", "--data", "csv", "--root", str(tmp_path), "--recipe", "small",
+                     "--min-steps", "10", "--epochs", "1", "--resume", "--out", str(tmp_path / "b")]
+    _, settings = read_command_line(whole_command)  # as a job that is started again has it
+    assert settings.epochs == 5
+    with pytest.raises(InputError, match="is of a run of 5 epochs"):
+        read_command_line([*whole_command, "--epochs", "6"])
     train.main(["--out", str(tmp_path / "b"), "--resume"])
     states = [torch.load(tmp_path / out / "last.pt", weights_only=True)["model"] for out in "ab"]
     assert len(log(tmp_path / "b")) == 2 + 5
@@ -103,6 +109,17 @@ def test_recipes_by_name(tmp_path, capsys):
     with pytest.raises(SystemExit):
         short_run(tmp_path / "b", "--min-steps", "9", "--schedule-epochs", "8")
     assert "--schedule-epochs 0" in capsys.readouterr().err
+
+
+@pytest.mark.parametrize("flags, message", [
+    (["--resume", "--out", "typo"], "typo/last.pt to continue from: correct --out"),
+    (["--resume", "--out", "typo", "--root", "x", "--workers", "0"], "typo/last.pt to continue from"),
+    (["--ema-start", "3"], "--ema-start and --ema-warmup need --ema DECAY"),
+    (["--no-ema-warmup"], "--ema-start and --ema-warmup need --ema DECAY")])
+def test_flags_that_would_be_without_effect_are_refused(flags, message, capsys):
+    with pytest.raises(SystemExit):
+        read_command_line(["--model", "csra", *flags])  # as csra.py does
+    assert message in capsys.readouterr().err
 
 
 # -------------------------------------------------------------------------------- what a run prints
@@ -239,6 +256,64 @@ def test_the_best_epoch_of_another_run_is_refused(tmp_path):
     os.replace(tmp_path / "1/best.pt", tmp_path / "0/best.pt")
     with pytest.raises(SystemExit, match="0/best.pt is of another run"):
         train.main(["--model", "csra", "--resume", "--out", str(tmp_path / "0")])
+
+
+def test_a_run_that_was_killed_between_best_and_last_resumes(tmp_path, monkeypatch):
+    """The second epoch is the best: best.pt is one epoch ahead of last.pt."""
+    flags = own(tmp_path)
+    (tmp_path / "val.csv").write_text((tmp_path / "test.csv").read_text())
+    plain_summary = train.summary
+    scores = iter([1.0, 2.0, 1.5, 0.0])  # of three epochs, and of test
+
+    def summary(*args):
+        result = plain_summary(*args)
+        return result | {"mAP": next(scores)}
+    monkeypatch.setattr(train, "summary", summary)
+    train.main([*flags, "--epochs", "3", "--out", str(tmp_path / "a")])
+
+    scores = iter([1.0, 2.0])
+    plain_save = train.save
+
+    def save(checkpoint, file):
+        if file.name == "last.pt" and len(checkpoint["history"]) == 2:
+            raise KeyboardInterrupt
+        plain_save(checkpoint, file)
+    monkeypatch.setattr(train, "save", save)
+    with pytest.raises(KeyboardInterrupt):
+        train.main([*flags, "--epochs", "3", "--out", str(tmp_path / "b")])
+    monkeypatch.setattr(train, "save", plain_save)
+    scores = iter([1.5, 0.0])
+    train.main(["--resume", "--out", str(tmp_path / "b")])
+    assert [line.get("mAP") for line in log(tmp_path / "b")] == [None, 1.0, 2.0, 1.5, 0.0]
+    for name in ("last.pt", "best.pt"):
+        states = [torch.load(tmp_path / out / name, weights_only=True)["model"] for out in "ab"]
+        assert all(torch.equal(states[0][key], states[1][key]) for key in states[0])
+
+
+def test_a_run_may_continue_in_another_precision(tmp_path, capsys):
+    """From bfloat16, which needs no scaler, to an older GPU in float16, and back."""
+    short_run(tmp_path, "--amp", "bf16")
+    model = torch.nn.Linear(1, 1)
+    checkpoint = torch.load(tmp_path / "last.pt", weights_only=False)
+    fingerprints = checkpoint["fingerprints"]
+    checkpoint["model"] = model.state_dict()
+    torch.save(checkpoint, tmp_path / "last.pt")
+    capsys.readouterr()
+    scaler = torch.amp.GradScaler("cpu", enabled=True)
+    parts = {"model": model, "scaler": scaler}
+    history = outputs.continue_run(tmp_path, parts, fingerprints, torch.float16)
+    assert len(history) == 1
+    assert ("warning: the run was computed with autocast torch.bfloat16 so far, and continues with "
+            "torch.float16") in capsys.readouterr().out
+
+    checkpoint["scaler"] = scaler.state_dict() | {"scale": 8.0}
+    checkpoint["machine"]["autocast"] = "torch.float16"
+    torch.save(checkpoint, tmp_path / "last.pt")
+    outputs.continue_run(tmp_path, parts, fingerprints, torch.float16)
+    assert scaler.get_scale() == 8 and not capsys.readouterr().out
+    parts["scaler"] = torch.amp.GradScaler("cpu", enabled=False)
+    outputs.continue_run(tmp_path, parts, fingerprints, torch.bfloat16)
+    assert "continues with torch.bfloat16" in capsys.readouterr().out
 
 
 def test_runs_older_than_a_flag_can_be_resumed(tmp_path):

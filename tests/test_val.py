@@ -66,6 +66,17 @@ def test_a_run_chooses_its_epoch_on_a_readers_val(flags, tmp_path, monkeypatch, 
         "train", "val", "test"]
 
 
+@pytest.mark.parametrize("value", [2, -2, 127])
+def test_targets_of_a_reader_are_checked_before_training(flags, value, tmp_path, monkeypatch):
+    def read_counts(root, split):
+        classes, paths, targets = read_toy(root, split)
+        targets[3, 1] = value
+        return classes, paths, targets
+    monkeypatch.setitem(readers.READERS, "toy", read_counts)
+    with pytest.raises(InputError, match="toy train: the reader gives targets that are not 1, 0 or -1"):
+        load("toy", tmp_path)
+
+
 def test_without_one_there_is_no_val(flags, tmp_path):
     train.main(flags)
     *_, last, result = log(tmp_path / "run")
