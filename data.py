@@ -24,7 +24,7 @@ from torchvision.transforms import v2
 from lib.distributed import is_main, rank, world_size
 from lib.errors import InputError, explain_errors
 from lib.randaugment import randaugment, random_integer
-from readers import DOWNLOADS, HAVE_DIFFICULT, READERS, split_names
+from readers import DOWNLOADS, HAVE_DIFFICULT, READERS, UPRIGHT, split_names
 from readers.images import missing, read_image
 from readers.longtail import long_tailed
 
@@ -133,7 +133,7 @@ def load(name, root="", split="train", *, drop_unlabelled=False, difficult="igno
                          f"{len(paths)} images and {len(classes)} classes")
     if difficult == "negative" and name in HAVE_DIFFICULT:
         targets = np.maximum(targets, 0)  # -1 becomes 0
-    dataset = Dataset(classes, paths, targets, upright=name == "csv")
+    dataset = Dataset(classes, paths, targets, upright=name in UPRIGHT)
     if drop_unlabelled:
         dataset = dataset.subset((targets == 1).any(axis=1))
     if long_tail and split == "train":

@@ -57,9 +57,11 @@ def new_folder(name):
 def continue_run(out, parts, fingerprints, amp_dtype):
     """Loads the last complete epoch of a run into its parts. Returns the lines of its epochs."""
     last = out / "last.pt"
-    checkpoint = last_checkpoint(last, out / "best.pt", has_val="val" in fingerprints)
+    checkpoint = read_checkpoint(last)
     with explain_errors(last, "damaged: start over, or restore a backup"):
         refuse_changed_data(last, checkpoint["fingerprints"], fingerprints)
+        if "val" in fingerprints:
+            checkpoint = later_of(last, checkpoint, out / "best.pt")
         for name, part in parts.items():
             if name == "scaler" and not checkpoint[name]:
                 continue  # the run was not in float16 so far
@@ -72,19 +74,17 @@ def continue_run(out, parts, fingerprints, amp_dtype):
     return checkpoint["history"]
 
 
-def last_checkpoint(last, best, has_val):
-    """The checkpoint of the last complete epoch. Raises InputError if best.pt is of another run."""
-    checkpoint = read_checkpoint(last)
-    if not has_val:
-        return checkpoint
+def later_of(last, checkpoint, best):
+    """`checkpoint`, that of last.pt, or the one of best.pt, if the run was killed between writing
+    best.pt and last.pt. Raises InputError if best.pt is missing or of another run."""
     if not best.is_file():
         raise InputError(f"{best} is missing: with a val split, --resume needs it, too")
     best_checkpoint = read_checkpoint(best)
-    history = checkpoint.get("history")
+    history = checkpoint["history"]
     best_history = best_checkpoint.get("history")
-    if best_history and best_history[:-1] == history:
-        return best_checkpoint  # the run was killed after this one was written, before last.pt was
-    if not best_history or not history or best_history != history[:len(best_history)]:
+    if best_history and best_history[:-1] == history:  # one epoch more
+        return best_checkpoint
+    if not best_history or best_history != history[:len(best_history)]:
         raise InputError(f"{best} is of another run than {last}: restore the one of this run")
     return checkpoint
 

@@ -35,6 +35,7 @@ DOWNLOADS = {
     "voc-lt": partial(longtail.download, name="voc"),
 }
 HAVE_VAL = ()  # with a split val; csv is not among them: it has one if there is a val.csv
+UPRIGHT = ("csv",)  # EXIF rotation is applied; the figures of published data sets are without it
 HAVE_DIFFICULT = ("voc2007", "voc2012")  # with objects that are marked as difficult
 CLASSES = {  # of data sets with files, if the classes are known without the files
     "voc2007": voc.CLASSES,

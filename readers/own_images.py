@@ -132,6 +132,7 @@ def read_table(file, root):
     rows = csv_rows(file)
     _, header = next(rows, (1, []))
     columns, image_column = read_header(header)
+    has_labels = "labels" in columns
     paths = []
     names = []
     codes = array("b")  # 1 byte for each value
@@ -147,7 +148,7 @@ def read_table(file, root):
                 raise ValueError(f"{image} has two rows: put all its labels in one row")
             if columns == ["labels"]:
                 names.append(label_names(row[0]))
-            elif "labels" in columns:
+            elif has_labels:
                 refuse_others(row, columns)
             else:
                 codes.extend(codes_of(row, columns))
